@@ -1,0 +1,106 @@
+"""Checkpoint → Folded: every product of stored numbers formed once, in float32, for all backends alike."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.checkpoint import Checkpoint, Weights
+from engine.model.runner import Folded
+from engine.spec import AttentionSpec, LayerSpec, ModelSpec, SharedTable, Sinusoid, Table, Vocabulary
+
+
+def fold(checkpoint: Checkpoint) -> Folded:
+    """The weights a backend starts from; see runner.Folded for names and products."""
+    spec, weights = checkpoint.spec, checkpoint.weights
+    return Folded(
+        model=_model(spec, weights),
+        layers=tuple(_layer(layer, f"layers.{index}.", spec, weights) for index, layer in enumerate(spec.layers)),
+        embedding_scale=spec.embedding.scale,
+    )
+
+
+def _float(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array, dtype=np.float32)
+
+
+def _model(spec: ModelSpec, weights: Weights) -> dict[str, np.ndarray]:
+    model = {name: _float(array) for name, array in weights.items() if name.startswith(("embedding.", "head."))}
+    if spec.final_norm:
+        model["final_norm"] = _float(weights["final_norm"]) + np.float32(spec.layers[-1].norm_offset)
+        model["final_norm_bias"] = _float(weights["final_norm_bias"])
+    assert isinstance(spec.head, Vocabulary)  # compile_stack refuses other heads
+    for index, cluster in enumerate(spec.head.clusters):
+        if cluster.tied:
+            name, start, stop = spec.tied_source(index)
+            model[f"head.{index}"] = model[name][start:stop]
+        if cluster.tied_projection:
+            model[f"head.{index}.projection"] = model[f"embedding.{index}.projection"]
+    return model
+
+
+def _layer(layer: LayerSpec, prefix: str, spec: ModelSpec, weights: Weights) -> dict[str, np.ndarray]:
+    folded = {name[len(prefix) :]: _float(array) for name, array in weights.items() if name.startswith(prefix)}
+    for norm in ("attention_norm", "feed_forward_norm"):
+        if norm in folded and layer.norm_offset:
+            folded[norm] = folded[norm] + np.float32(layer.norm_offset)
+    if not layer.attention.heads:
+        return folded
+    _fold_attention(folded, layer, spec, weights)
+    return folded
+
+
+def _fold_attention(folded: dict[str, np.ndarray], layer: LayerSpec, spec: ModelSpec, weights: Weights) -> None:
+    a = layer.attention
+    if a.persistent:
+        folded["attention.persistent_values"] = folded["attention.persistent_values"] * np.float32(np.sqrt(a.persistent))
+    if a.scaled:
+        columns = np.repeat(folded.pop("attention.head_scale"), a.head_dim)  # [heads * head_dim]
+        folded["attention.output"] = folded["attention.output"] * columns
+    distances = _distances(a, folded, spec, weights)
+    if distances is not None:
+        folded["attention.distances"] = distances
+    if a.start == "attended_zeros":
+        folded["attention.zero_key"] = _zero_row(layer, "key", folded)
+        folded["attention.zero_value"] = _zero_row(layer, "value", folded)
+
+
+def _distances(a: AttentionSpec, folded: dict[str, np.ndarray], spec: ModelSpec, weights: Weights) -> np.ndarray | None:
+    """[heads, reach, head_dim] of the layer's own projection, or [1, reach, head_dim] of a shared table; row i is distance first + i."""
+    assert a.reach is not None
+    if isinstance(a.position, SharedTable):
+        return _float(weights["position.table"][: a.reach])[None]
+    if isinstance(a.position, Table):
+        rows = _float(weights["position.table"][: a.reach])
+    elif isinstance(a.position, Sinusoid):
+        rows = sinusoid_rows(_float(weights["position.frequencies"]), a)
+    else:
+        return None
+    projected = rows @ folded.pop("attention.relative").T  # [reach, heads * head_dim]
+    if a.bias:
+        projected = projected + folded.pop("attention.relative_bias")
+    return np.ascontiguousarray(projected.reshape(a.reach, a.heads, a.head_dim).transpose(1, 0, 2))
+
+
+def sinusoid_rows(frequencies: np.ndarray, a: AttentionSpec) -> np.ndarray:
+    """[sin(t·f), cos(t·f)] for t = min(distance, clamp), [reach, hidden] float32, multiplied in float32 as the source does.
+
+    Transformer-XL (arXiv 1901.02860), class PositionalEmbedding of kimiyoung/transformer-xl.
+    """
+    assert isinstance(a.position, Sinusoid) and a.reach is not None
+    first = 0 if a.sees_self else 1
+    steps = np.arange(first, first + a.reach, dtype=np.float32)
+    if a.position.clamp is not None:
+        steps = np.minimum(steps, np.float32(a.position.clamp))
+    angles = steps[:, None] * frequencies[None, :]
+    return np.concatenate((np.sin(angles), np.cos(angles)), axis=1)
+
+
+def _zero_row(layer: LayerSpec, name: str, folded: dict[str, np.ndarray]) -> np.ndarray:
+    """The key or value [heads, head_dim] of a row of zeros in the residual stream: LayerNorm turns it into its bias."""
+    a = layer.attention
+    row = np.zeros(a.heads * a.head_dim, dtype=np.float32)
+    if layer.norm_first:
+        row = folded[f"attention.{name}"] @ folded["attention_norm_bias"]
+    if a.bias:
+        row = row + folded[f"attention.{name}_bias"]
+    return row.reshape(a.heads, a.head_dim)

@@ -1,0 +1,111 @@
+"""The seam between the model and its backends: packed batches in, results out, all state in slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from engine.model.plan import Stack
+
+Want = Literal["hidden", "log_probs", "target_nll", "next"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of several sequences, packed one after the other.
+
+    ids [rows] int64.
+    slots, starts, lengths [sequences] int64: sequence s continues slot slots[s] at position starts[s] with lengths[s] ≥ 1 rows; a slot
+        appears once.
+    targets [rows] int64, only for target_nll: the token each row must predict, -1 = none (the result is NaN).
+    tap: called with (layer index, residual stream [rows, hidden] float32 after that layer); index -1 is the embedding.
+    """
+
+    ids: np.ndarray
+    slots: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    want: Want
+    targets: np.ndarray | None = None
+    tap: Callable[[int, np.ndarray], None] | None = None
+
+
+class NextToken(Protocol):
+    """Log-probabilities of the next token of each sequence, the tails of an adaptive softmax computed only when asked for.
+
+    head [sequences, n0 + tails] float32: log-softmax of the first cluster; ids 0..n0-1, then the tails' entries (plan.ClusterPlan.entry).
+    """
+
+    head: np.ndarray
+
+    def tail(self, cluster: int, sequences: np.ndarray) -> np.ndarray:
+        """Log-softmax inside tail `cluster` ≥ 1 [len(sequences), size] float32, for those sequences; the entry's mass is not added."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What the batch wanted, on the host; exactly one is set. hidden [rows, hidden], log_probs [rows, vocab], nll [rows]; float32."""
+
+    hidden: np.ndarray | None = None
+    log_probs: np.ndarray | None = None
+    nll: np.ndarray | None = None
+    next: NextToken | None = None
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Weights ready for a backend, formed once in float32 (model/fold.py) and not yet cast.
+
+    layers[i] and model hold arrays by the names of spec.tensors() without their prefix, with these products formed: gains are
+    norm_offset + stored; attention.persistent_values × √persistent; attention.output columns × head_scale; attention.relative replaced by
+    attention.distances [heads, reach, head_dim] (or, shared, [1, reach, head_dim]) with row i for distance first_distance + i;
+    attention.zero_key and attention.zero_value [heads, head_dim], the projection of a zero row, where the start attends zeros.
+    model: embedding.{c} with embedding_scale apart, head.{c} with ties resolved to the same array.
+    """
+
+    model: dict[str, np.ndarray]
+    layers: tuple[dict[str, np.ndarray], ...]
+    embedding_scale: float
+
+
+class Runner(Protocol):
+    """A stack built for one backend. Every method may raise EngineError; calls are serialised by the Model."""
+
+    stack: Stack
+
+    def open(self) -> int:
+        """Give out a slot whose cache stands at the start of a stream."""
+        ...
+
+    def reset(self, slot: int) -> None:
+        """Put a slot back to the start of a stream."""
+        ...
+
+    def close(self, slot: int) -> None:
+        """Take a slot back; its number may be given out again."""
+        ...
+
+    def step(self, batch: Batch) -> StepResult:
+        """Run the rows of `batch`, extend its slots' caches, return what it wants."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What runs what, for explain(): op → implementation, dtype, threads."""
+        ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a runner may use.
+
+    dtype of weights and caches: 'float32' | 'bfloat16' | 'float16'; device: 'auto' or the backend's own name; threads: None = its default.
+    """
+
+    dtype: str
+    device: str = "cpu"
+    threads: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
