@@ -20,7 +20,7 @@ def fold(checkpoint: Checkpoint) -> Folded:
 
 
 def _float(array: np.ndarray) -> np.ndarray:
-    return np.asarray(array, dtype=np.float32)
+    return np.ascontiguousarray(array, dtype=np.float32)
 
 
 def _model(spec: ModelSpec, weights: Weights) -> dict[str, np.ndarray]:
