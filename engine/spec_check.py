@@ -49,7 +49,7 @@ def _attention_problems(where: str, a: AttentionSpec, spec: ModelSpec) -> Iterat
     yield from _positive(where, source_heads=a.source_heads, head_dim=a.head_dim)
     if list(a.kept) != sorted(set(a.kept)) or any(not 0 <= head < a.source_heads for head in a.kept):
         yield Problem(f"{where}.kept", f"ascending head numbers from 0 to {a.source_heads - 1}", str(list(a.kept)))
-    if len(a.kv_of) != a.heads or (a.kv_of and sorted(set(a.kv_of)) != list(range(max(a.kv_of) + 1))):
+    if len(a.kv_of) != a.heads or (a.kv_of and sorted(set(a.kv_of)) != list(range(len(set(a.kv_of))))):
         yield Problem(f"{where}.kv_of", f"{a.heads} key/value head numbers with none unused", str(list(a.kv_of)))
     if a.persistent < 0:
         yield Problem(f"{where}.persistent", "0 or more vectors", str(a.persistent))
@@ -111,7 +111,7 @@ def _vocabulary_problems(spec: ModelSpec, head: Vocabulary) -> Iterator[Problem]
 
 def _tie_problems(spec: ModelSpec, head: Vocabulary) -> Iterator[Problem]:
     inputs = spec.embedding.clusters
-    if sum(c.size for c in inputs) != spec.vocab:
+    if sum(c.size for c in inputs) != spec.vocab or min([c.size for c in inputs] + [c.size for c in head.clusters]) < 1:
         return
     for index, c in enumerate(head.clusters):
         if c.tied:

@@ -74,10 +74,10 @@ class TorchRunner:
                 _tap(batch, index, hidden)
             return self.vocabulary.result(self.vocabulary.finish(hidden), batch, groups.last_rows)
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor | np.ndarray) -> torch.Tensor:
         """log p(next | ids[:, :t+1]) [B, T, vocab] of streams from their start, differentiable in every weight; ids [B, T]."""
         groups = Groups.fresh(ids.shape[0], ids.shape[1], self.device)
-        hidden = self.vocabulary.embed(ids.reshape(-1).to(self.device))
+        hidden = self.vocabulary.embed(torch.as_tensor(ids, device=self.device).reshape(-1))
         for layer in self.layers:
             hidden = layer(hidden, groups, layer.start)
         return self.vocabulary.log_probs(self.vocabulary.finish(hidden)).reshape(*ids.shape, self.stack.vocab)
