@@ -84,19 +84,27 @@ def read(directory: str | os.PathLike[str], *, check: bool = False) -> Checkpoin
     return Checkpoint(spec, weights, config["provenance"], tokenizer)
 
 
+def destination(directory: str | os.PathLike[str]) -> Path:
+    """The path of a directory to write; raises CheckpointError for what is no path."""
+    if not isinstance(directory, (str, os.PathLike)) or not str(directory) or "\0" in str(directory):
+        raise CheckpointError(Problem("output directory", "a path", repr(directory)[:60]))
+    return Path(directory)
+
+
 def save(checkpoint: Checkpoint, directory: str | os.PathLike[str], *, force: bool = False) -> None:
     """Write an engine directory, whole or not at all; `force` replaces one that exists.
 
     Raises SpecMismatch for a checkpoint that contradicts itself, CheckpointError where nothing can or may be written.
     """
+    target = destination(directory)
     checkpoint.spec.check()
     validate(checkpoint.spec, checkpoint.weights)
     config = _config(checkpoint)
     weights = {name: checkpoint.weights[name] for name in checkpoint.spec.tensors()}
     try:
         tokenizer = None if checkpoint.tokenizer is None else checkpoint.tokenizer.encode()
-        _may_write(Path(directory), force)
-        with new_directory(Path(directory)) as temporary:
+        _may_write(target, force)
+        with new_directory(target) as temporary:
             digests: dict[str, str] = {}
             write_tensors(temporary / TENSORS, weights, seen=lambda name, array: digests.update({name: digest(array)}))
             _write(temporary / CONFIG, _json({**config, "digests": {name: digests[name] for name in weights}}))

@@ -1,6 +1,6 @@
 """The whole path on a trained model: convert dense and gated, inspect, verify, score, generate, time, draw; `make demo` runs it.
 
-The model was trained on the characters of Shakespeare's plays in aiha-lab's layout: 4 layers of 8 heads, hidden 128, 256 persistent vectors per head,
+The model was trained on the characters of Shakespeare in aiha-lab's layout: 4 layers of 8 heads, hidden 128, 256 persistent vectors a head,
 memory 64; `gated.ckpt` is the same model after L0 gating, which closed 17 of its 32 heads.
 """
 
@@ -70,7 +70,8 @@ def benchmark() -> None:
         for what, runs in work.items():
             with bar(what, 2 * 12, quiet=False) as advance:
                 seconds = interleaved(runs, rounds=10, warmup=2, advance=advance)
-            rows.append((what, np.median(seconds["dense"]), np.median(seconds["compact"]), paired_ratio(seconds["dense"], seconds["compact"])))
+            slow, fast = seconds["dense"], seconds["compact"]
+            rows.append((what, float(np.median(slow)), float(np.median(fast)), paired_ratio(slow, fast)))
     print(f"{'':12} {'dense ms':>9} {'compact ms':>11} {'speed-up':>9}   (FLOPs: {nominal:.2f}x)")
     for what, slow, fast, ratio in rows:
         print(f"{what:12} {slow * 1e3:9.1f} {fast * 1e3:11.1f} {ratio:8.2f}x")

@@ -1,0 +1,39 @@
+# `make demo` and `make test` need nothing done before: each sets everything up first. `make setup` is quick once it has run.
+VENV := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest
+CPP := $(shell find kernels/csrc -name '*.cc' -o -name '*.h')
+
+.PHONY: setup demo test lint types check native ci bench clean
+
+setup:
+	@sh tools/setup.sh
+
+demo: setup
+	$(VENV)/python examples/shakespeare/demo.py
+
+test: setup
+	$(PYTEST) -n 2
+
+lint: setup
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+
+types: setup
+	$(VENV)/mypy
+	$(VENV)/stubtest --mypy-config-file pyproject.toml engine_kernels._native
+
+check: lint types test
+
+native: setup
+	sh tools/native_stages.sh
+
+# The tests run last, so that the end shows pytest's own summary, then what was skipped and why.
+ci:
+	@$(MAKE) --no-print-directory native check; result=$$?; cat build/ci/skipped; exit $$result
+
+bench: setup
+	$(PYTEST) bench/micro --benchmark-only
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find engine kernels bench tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,55 @@
+"""Headcount: an inference engine for head-pruned Transformers. Nothing heavy is imported before it is used."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine import errors as errors
+    from engine.api import Model as Model
+    from engine.api import convert as convert
+    from engine.api import load as load
+    from engine.spec import ModelSpec as ModelSpec
+
+    __version__: str
+
+__all__ = ["Model", "ModelSpec", "__version__", "convert", "errors", "load"]
+
+_HOMES = {"Model": "engine.api", "convert": "engine.api", "load": "engine.api", "ModelSpec": "engine.spec"}
+_UNINSTALLED = "0.1.0"  # the version when engine runs from a source tree that was never installed
+
+
+class _Package(ModuleType):
+    """engine.convert is the function: importing the subpackage of that name, which the interpreter would bind here, leaves it so."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name == "convert" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+    import importlib.metadata
+
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name == "errors":
+        value = importlib.import_module("engine.errors")
+    elif name == "__version__":
+        try:
+            value = importlib.metadata.version("headcount")
+        except importlib.metadata.PackageNotFoundError:
+            value = _UNINSTALLED
+    else:
+        raise AttributeError(f"module 'engine' has no attribute {name!r}")
+    globals()[name] = value  # found once
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

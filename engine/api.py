@@ -1,0 +1,206 @@
+"""load and convert: path → checkpoint → checks → backend → Model."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from engine import checkpoint as checkpoints
+from engine.api_model import Explanation as Explanation
+from engine.api_model import Model as Model
+from engine.checkpoint import Checkpoint
+from engine.convert import read_source
+from engine.convert.base import ConversionReport
+from engine.convert.heads import read_heads
+from engine.cost import model_cost
+from engine.errors import BackendUnavailable, ConversionError, EngineError, InputError, Problem, SpecMismatch, Unsupported
+from engine.model.fold import fold
+from engine.model.plan import compile_stack
+from engine.model.runner import Limits, Runner
+from engine.surgery import mask, prune
+from engine.tokenizer import Tokenizer
+from engine_kernels import backends, native
+from engine_kernels.errors import KernelError
+
+AnyPath = str | os.PathLike[str]
+DTYPES = {name: name for name in ("float32", "bfloat16", "float16")} | {
+    "auto": "float32",
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+}
+RUNNERS = {"torch": "engine.model.torch_runner"}  # backend → the module whose `build` makes its Runner
+
+
+def load(
+    path: AnyPath,
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    quantization: str | None = None,
+    config: AnyPath | Mapping[str, Any] | None = None,
+    heads: Any = None,
+    check: bool = False,
+    masked: bool = False,
+    **options: Any,
+) -> Model:
+    """Load a model from an engine directory, or from any source format, converted in memory.
+
+    backend: auto, cuda, triton, cpu or torch; named, it runs or is an error.  dtype: float32, bfloat16, float16 (fp32, bf16, fp16), auto =
+    float32.  threads: processor threads, None = the backend's own number.  heads: as engine.convert.heads.read_heads takes it, intersected
+    with what the model keeps.  check: verify every digest of an engine directory.  config, options: what a source needs beside its file.
+    Raises an EngineError for anything wrong in the path, its files or the arguments.
+    """
+    limits = Limits(dtype=_dtype(dtype), device=device, threads=_threads(threads))
+    if quantization is not None:
+        raise Unsupported(Problem("quantization", "None, the only one this version runs", repr(quantization)))
+    choice = _backend(backend, device)
+    checkpoint, _ = _read(path, "auto", config, heads, options, check=check, masked=masked)
+    require_finite(checkpoint, str(path))
+    stack = compile_stack(checkpoint.spec)
+    _require_memory(checkpoint, limits.dtype, str(path))
+    tokenizer = None if checkpoint.tokenizer is None else Tokenizer.from_json(checkpoint.tokenizer, source=str(path))
+    runner: Runner = importlib.import_module(RUNNERS[choice.name]).build(stack, fold(checkpoint), limits)
+    explanation = Explanation(
+        path=str(path),
+        backend=choice.name,
+        refusals=tuple((refusal.name, refusal.reason) for refusal in choice.refusals),
+        dtype=limits.dtype,
+        device=str(getattr(runner, "device", device)),
+        quantization=quantization,
+        runner=runner.describe(),
+    )
+    return Model(checkpoint, runner, tokenizer, explanation)
+
+
+def convert(
+    source: AnyPath,
+    output_dir: AnyPath,
+    *,
+    format: str = "auto",
+    config: AnyPath | Mapping[str, Any] | None = None,
+    heads: Any = None,
+    force: bool = False,
+    **options: Any,
+) -> ConversionReport:
+    """Turn a trained, gated or masked checkpoint into a compact engine directory, written whole or not at all.
+
+    force: replace an engine directory that stands there.  All else as for load.  Raises an EngineError, and then nothing was written.
+    """
+    output = checkpoints.destination(output_dir)
+    if os.path.lexists(output) and not force:
+        hint = "choose another output directory, or replace it with --force (force=True)"
+        raise ConversionError(Problem(str(output), "no such path yet", "one that exists"), hint=hint)
+    checkpoint, report = _read(source, format, config, heads, options, check=False)
+    if _inside(Path(source), output):
+        raise ConversionError(Problem("output directory", f"a place that does not hold the source {source}", str(output)))
+    require_finite(checkpoint, str(source))
+    checkpoints.save(checkpoint, output, force=force)
+    return replace(report, output_dir=str(output))
+
+
+def open_checkpoint(
+    path: AnyPath, *, config: AnyPath | Mapping[str, Any] | None = None, heads: Any = None, check: bool = False, **options: Any
+) -> Checkpoint:
+    """The spec and weights that load would run, with nothing built."""
+    return _read(path, "auto", config, heads, options, check=check)[0]
+
+
+def require_finite(checkpoint: Checkpoint, source: str) -> None:
+    """Raise SpecMismatch naming every tensor that holds a NaN or an infinity."""
+    problems = [
+        Problem(name, "finite numbers", "NaN or infinity") for name, array in checkpoint.weights.items() if not native.all_finite(array)
+    ]
+    if problems:
+        raise SpecMismatch(problems, source=source, hint="the training diverged or the file is damaged: take an earlier checkpoint")
+
+
+def _read(
+    path: AnyPath, format: str, config: Any, heads: Any, options: Mapping[str, Any], *, check: bool, masked: bool = False
+) -> tuple[Checkpoint, ConversionReport]:
+    """An engine directory as it stands, or a source converted in memory."""
+    if not isinstance(path, (str, os.PathLike)) or not str(path):
+        raise InputError(Problem("path", "a file or a directory", repr(path)))
+    if clash := [name for name in ("path", "format", "masked") if name in options]:  # parameters of read_source, none of the source's settings
+        raise InputError([Problem(f"option {name}", "no such option here", repr(options[name])[:60]) for name in clash])
+    if format != "auto" or not checkpoints.is_engine_directory(path):
+        return read_source(path, format=format, config=config, heads=heads, masked=masked, **options)
+    foreign = ([] if config is None else [Problem("config", "nothing: the directory has its own", repr(config)[:60])]) + [
+        Problem(f"option {name}", "nothing: an engine directory takes none", repr(value)[:60]) for name, value in options.items()
+    ]
+    if foreign:
+        raise InputError(foreign, source=str(path))
+    checkpoint = checkpoints.read(path, check=check)
+    if heads is not None:
+        checkpoint = _with_heads(checkpoint, heads, mask if masked else prune)
+    attentions = [layer.attention for layer in checkpoint.spec.layers]
+    report = ConversionReport(
+        source=str(path),
+        format="engine",
+        output_dir=None,
+        source_heads=tuple(a.source_heads for a in attentions),
+        kept=tuple(a.kept for a in attentions),
+        parameters=sum(prod(shape) for shape in checkpoint.spec.tensors().values()),
+    )
+    return checkpoint, report
+
+
+def _with_heads(checkpoint: Checkpoint, heads: Any, cut: Callable[..., Checkpoint]) -> Checkpoint:
+    """Only the chosen heads among those the checkpoint still has, by the source's numbers; the others cut by prune or mask."""
+    attentions = [layer.attention for layer in checkpoint.spec.layers]
+    choice = read_heads(heads, len(attentions), [a.source_heads for a in attentions])
+    scales = choice.scales or tuple((1.0,) * len(kept) for kept in choice.kept)
+    left = [
+        [(head, scale) for head, scale in zip(kept, row, strict=True) if head in a.kept]
+        for a, kept, row in zip(attentions, choice.kept, scales, strict=True)
+    ]
+    return cut(checkpoint, [[head for head, _ in row] for row in left], [[scale for _, scale in row] for row in left])
+
+
+def _dtype(name: str) -> str:
+    if not isinstance(name, str) or name not in DTYPES:
+        raise InputError(Problem("dtype", ", ".join(sorted(DTYPES)), repr(name)))
+    return DTYPES[name]
+
+
+def _threads(threads: int | None) -> int | None:
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 4096):
+        raise InputError(Problem("threads", "an integer of at least 1, or None", repr(threads)))
+    return threads
+
+
+def _backend(backend: str, device: str) -> backends.Choice:
+    for name, value in (("backend", backend), ("device", device)):
+        if not isinstance(value, str):
+            raise InputError(Problem(name, "a name", repr(value)))
+    try:
+        return backends.resolve(backend, device)
+    except KernelError as error:
+        raise BackendUnavailable(Problem(error.argument, error.expected, error.got)) from None
+
+
+def _require_memory(checkpoint: Checkpoint, dtype: str, source: str) -> None:
+    """Raise EngineError when weights and one sequence's cache cannot fit into the machine's memory."""
+    try:
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return  # a system that does not say
+    cost = model_cost(checkpoint.spec, dtype=dtype, rows=1)
+    needed = cost.weight_bytes + cost.kv_bytes
+    if needed > physical:
+        expected = f"at most {physical / 2**30:.1f} GiB, the memory of this machine"
+        found = f"{needed / 2**30:.1f} GiB: {cost.weight_bytes / 2**30:.1f} of weights, {cost.kv_bytes / 2**30:.1f} of keys and values"
+        raise EngineError(Problem("memory", expected, found), source=source, hint="load it in bfloat16, or keep fewer heads")
+
+
+def _inside(source: Path, output: Path) -> bool:
+    """Whether replacing `output` would take the source away."""
+    source, output = source.resolve(), output.resolve()
+    return output == source or output in source.parents

@@ -1,0 +1,188 @@
+"""The loaded model: score, generate and stream text through one Runner, from as many threads as one likes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, overload
+
+import numpy as np
+
+from engine import checkpoint as checkpoints
+from engine.checkpoint import Checkpoint
+from engine.cost import Cost, model_cost
+from engine.errors import InputError, Problem, Unsupported
+from engine.model.runner import Runner
+from engine.runtime import generation, scoring
+from engine.runtime.inputs import is_batch, prompt_row, rectangle, token_rows
+from engine.runtime.options import GenerationOptions, generation_options
+from engine.runtime.scoring import Progress, Score
+from engine.runtime.sequence import Completion, Generation, Token
+from engine.runtime.steps import CHUNK, Steps
+from engine.spec import ModelSpec
+from engine.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What runs a model and why: the backend chosen, those refused with their reasons, and what the runner says of itself."""
+
+    path: str
+    backend: str
+    refusals: tuple[tuple[str, str], ...]  # (backend, reason), in the order of preference
+    dtype: str
+    device: str
+    quantization: str | None
+    runner: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"refusals": [{"backend": name, "reason": reason} for name, reason in self.refusals]}
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: backend {self.backend}, dtype {self.dtype}, device {self.device}"]
+        lines += [f"  {name} refused: {reason}" for name, reason in self.refusals]
+        lines += [f"  {name}: {value}" for name, value in self.runner.items()]
+        return "\n".join(lines)
+
+
+class Model:
+    """A model ready to run; made by engine.load. A context manager; close() lets its memory go."""
+
+    def __init__(self, checkpoint: Checkpoint, runner: Runner, tokenizer: Tokenizer | None, explanation: Explanation) -> None:
+        self.spec: ModelSpec = checkpoint.spec
+        self.tokenizer = tokenizer
+        self._checkpoint: Checkpoint | None = checkpoint
+        self._runner: Runner | None = runner
+        self._steps = Steps(runner)
+        self._explanation = explanation
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let weights and caches go, after the step that may be running; every later call raises InputError. Closing twice is fine."""
+        self._steps.close()
+        self._runner = self._checkpoint = None
+
+    def explain(self) -> Explanation:
+        """The backend and why it was chosen; print it, or take to_dict()."""
+        return self._explanation
+
+    def cost(self, **settings: Any) -> Cost:
+        """FLOPs, parameters and bytes, as engine.cost.model_cost; dtype is the model's own unless given."""
+        return model_cost(self.spec, **{"dtype": self._explanation.dtype, **settings})
+
+    def save(self, directory: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write the model as an engine directory: the source's own numbers, whatever dtype it runs in."""
+        self._steps.check_open()
+        assert self._checkpoint is not None
+        checkpoints.save(self._checkpoint, directory, force=force)
+
+    def log_probs(self, ids: Any, *, progress: Progress | None = None) -> np.ndarray:
+        """ids [B, T] integers → float32 [B, T, vocab]: row t is log p(next | ids[:, :t+1]), each sequence from the start of a stream.
+
+        Raises InputError for ids that are none, and above 2 GiB of result: score gives the tokens' own.
+        """
+        return scoring.log_probs(self._steps, rectangle(ids, self.spec.vocab), progress)
+
+    def score(self, ids: Any, *, segment: int | None = None, progress: Progress | None = None) -> Score:
+        """ids [B, T], or B lists of any length → Score(token_nll [B, T-1], mean, ppl), in nats; mean is over all tokens.
+
+        token_nll[:, t] = -log p(ids[:, t+1] | ids[:, :t+1]); NaN past each end. segment: tokens fed at a time, which changes no result.
+        """
+        if segment is not None and (isinstance(segment, bool) or not isinstance(segment, int) or segment < 1):
+            raise InputError(Problem("segment", "an integer of at least 1, or None", repr(segment)))
+        return scoring.score(self._steps, token_rows(ids, self.spec.vocab), segment or CHUNK, progress)
+
+    @overload
+    def generate(self, prompt: str, **options: Any) -> Completion: ...
+    @overload
+    def generate(self, prompt: list[str], **options: Any) -> list[Completion]: ...
+    @overload
+    def generate(self, prompt: Any, **options: Any) -> Any: ...
+    def generate(
+        self,
+        prompt: Any,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Any = None,
+        logprobs: int = 0,
+        **unknown: Any,
+    ) -> Any:
+        """Continue a prompt, text or token ids → Completion(ids, text, logprobs, finish_reason); a batch of prompts gives a list.
+
+        temperature 0 is greedy. stop: texts, token ids, or a list of both; no token ends a text by itself. logprobs: alternatives kept per
+        token. A draw depends on the seed and the token's index alone, never on what runs beside it; without a seed one is drawn and kept in
+        the Completion. Raises InputError for anything wrong in the prompt or the options.
+        """
+        given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop": stop}
+        options = self._options({**given, "logprobs": logprobs, **unknown})
+        several = is_batch(prompt)
+        prompts = [(f"prompt[{i}]", p) for i, p in enumerate(prompt)] if several else [("prompt", prompt)]
+        generations = [Generation.start(self._prompt(p, where), options, self.tokenizer) for where, p in prompts]
+        for _ in generation.generate(self._steps, generations):
+            pass
+        completions = [g.completion() for g in generations]
+        return completions if several else completions[0]
+
+    def stream(
+        self,
+        prompt: Any,
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Any = None,
+        logprobs: int = 0,
+        **unknown: Any,
+    ) -> Generator[Token, None, None]:
+        """As generate for one prompt, token by token as they come: Token(id, text, logprob). Texts joined are generate's text.
+
+        Closing the iterator early frees its cache.
+        """
+        given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop": stop}
+        options = self._options({**given, "logprobs": logprobs, **unknown})
+        if is_batch(prompt):
+            raise InputError(Problem("prompt", "one prompt", "several"), hint="generate takes a batch")
+        return self._tokens(Generation.start(self._prompt(prompt, "prompt"), options, self.tokenizer))
+
+    def trace(self, ids: Any) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
+        """One sequence ids [T], a part at a time: residual stream [rows, hidden] after embedding and each layer; log p [rows, vocab]."""
+        return scoring.trace(self._steps, prompt_row(ids, "ids", self.spec.vocab))
+
+    def forward(self, ids: Any) -> Any:
+        """log_probs as the backend's own tensor [B, T, vocab], on its device and whatever its size; Unsupported where it has none."""
+        self._steps.check_open()
+        own = getattr(self._runner, "forward", None)
+        if own is None:
+            raise Unsupported(Problem("forward", "a backend with tensors of its own", self._explanation.backend))
+        return own(rectangle(ids, self.spec.vocab))
+
+    def _tokens(self, started: Generation) -> Generator[Token, None, None]:
+        tokens = generation.generate(self._steps, [started])
+        try:
+            for _, token in tokens:
+                yield token
+        finally:
+            tokens.close()
+
+    def _options(self, options: dict[str, Any]) -> GenerationOptions:
+        self._steps.check_open()
+        return generation_options(options, vocab=self.spec.vocab, has_tokenizer=self.tokenizer is not None)
+
+    def _prompt(self, prompt: Any, where: str) -> np.ndarray:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise InputError(Problem(where, "token ids, for this model has no tokenizer", "text"))
+            prompt = self.tokenizer.encode(prompt)
+        return prompt_row(prompt, where, self.spec.vocab)

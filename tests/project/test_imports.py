@@ -1,0 +1,127 @@
+"""Who may import whom. The table is the rule; what stands below it only reads the sources."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# group: its files, and the groups it may import; a group may also import whatever those may.
+GROUPS: dict[str, tuple[list[str], list[str]]] = {
+    "errors": (["engine/errors.py"], []),
+    "spec": (["engine/spec.py", "engine/spec_check.py", "engine/fields.py", "engine/strict_json.py"], ["errors"]),
+    "cost": (["engine/cost*.py"], ["spec"]),
+    "tokenizer": (["engine/tokenizer*.py"], ["errors"]),
+    "checkpoint": (["engine/checkpoint*.py", "engine/tensor_file.py", "engine/new_directory.py"], ["spec"]),
+    "surgery": (["engine/surgery.py"], ["checkpoint"]),
+    "convert": (["engine/convert/*.py"], ["surgery", "tokenizer"]),
+    "model": (["engine/model/*.py"], ["checkpoint", "kernels"]),
+    "runtime": (["engine/runtime/*.py"], ["model"]),
+    "prune": (["engine/prune/*.py"], ["surgery", "model"]),
+    "api": (["engine/api*.py", "engine/__init__.py"], ["convert", "checkpoint", "tokenizer", "model", "runtime", "cost"]),
+    "cli": (
+        ["engine/cli*.py", "engine/__main__.py", "engine/inspect_*.py", "engine/verify.py", "engine/environment.py"],
+        ["api", "runtime"],
+    ),
+    "serve": (["engine/serve/*.py"], ["api", "runtime"]),
+    "kernels": (["kernels/engine_kernels/*.py"], []),
+    "bench": (["bench/*.py"], ["cli"]),
+}
+STDLIB_ONLY = ["errors", "spec", "cost"]
+TORCH = ("torch", "einops", "triton")
+TORCH_FILES = [
+    "kernels/engine_kernels/reference.py",
+    "kernels/engine_kernels/triton_ops/*.py",
+    "engine/convert/pickles.py",
+    "engine/prune/*.py",
+    "engine/model/torch_*.py",
+    "engine/model/triton_*.py",
+    "bench/*.py",
+]
+FILES = sorted(path.relative_to(ROOT).as_posix() for top in ("engine", "kernels", "bench") for path in (ROOT / top).rglob("*.py"))
+
+
+def group_of(file: str) -> str:
+    """The group a file belongs to, the longest pattern first: a file in no group is an error of this table."""
+    matches = [(len(pattern), group) for group, (patterns, _) in GROUPS.items() for pattern in patterns if fnmatch(file, pattern)]
+    assert matches, f"{file} is in no group: put it into GROUPS"
+    return max(matches)[1]
+
+
+def allowed(group: str) -> set[str]:
+    return {group}.union(*(allowed(below) for below in GROUPS[group][1]))
+
+
+def file_of(module: str) -> str | None:
+    """The file of one of our modules; None for anybody else's."""
+    top = module.split(".")[0]
+    folder = {"engine": ROOT, "bench": ROOT, "tests": ROOT, "engine_kernels": ROOT / "kernels"}.get(top)
+    if folder is None:
+        return None
+    path = folder.joinpath(*module.split("."))
+    found = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return found.relative_to(ROOT).as_posix()
+
+
+def imports(file: str) -> Iterator[tuple[str, bool]]:
+    """Each module a file imports, with whether it is at the top of the file (and not only for the type checker)."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    inner = {
+        id(node)
+        for outer in ast.walk(tree)
+        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef | ast.If)
+        for node in ast.walk(outer)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import"
+            base = str(node.module)
+            below = [f"{base}.{alias.name}" for alias in node.names]
+            names = [name if (file_of(name) and (ROOT / str(file_of(name))).exists()) else base for name in below]
+        else:
+            continue
+        yield from ((name, id(node) not in inner) for name in dict.fromkeys(names))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_imports_only_what_its_group_may(file: str) -> None:
+    group = group_of(file)
+    for module, at_top in imports(file):
+        top = module.split(".")[0]
+        where = f"{file} ({group}) imports {module}"
+        assert top != "tests", where
+        if top == "bench":
+            assert group == "bench" or (group == "cli" and not at_top), where
+        elif (target := file_of(module)) is not None and target not in ("engine/__init__.py", "kernels/engine_kernels/__init__.py"):
+            assert group_of(target) in allowed(group), f"{where} ({group_of(target)}), which may import {sorted(allowed(group))}"
+        if top in TORCH:
+            assert any(fnmatch(file, pattern) for pattern in TORCH_FILES), where
+        if group in STDLIB_ONLY:
+            assert top == "engine" or top in sys.stdlib_module_names, where
+        assert top not in ("transformers", "fairseq"), where
+
+
+def test_the_rule_sees_what_it_forbids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    (tmp_path / "engine").mkdir()
+    for line in ("import torch", "from engine import api", "import numpy", "def f():\n    import engine.checkpoint", "import tests.oracle"):
+        (tmp_path / "engine" / "api.py").touch()
+        (tmp_path / "engine" / "spec.py").write_text(line)
+        with pytest.raises(AssertionError, match=r"engine/spec\.py \(spec\) imports"):
+            test_a_file_imports_only_what_its_group_may("engine/spec.py")
+
+
+@pytest.mark.parametrize("module", ["engine", "engine.spec", "engine.cost", "engine.checkpoint", "engine.runtime", "engine_kernels.native"])
+def test_import_needs_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(', '.join(sorted({{'torch', 'triton', 'transformers'}} & sys.modules.keys())) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, f"import {module} brings in: {done.stderr}"
