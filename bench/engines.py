@@ -33,7 +33,7 @@ class Settings:
         if dtype not in DTYPES:
             raise InputError(Problem("dtype", ", ".join(sorted(DTYPES)), repr(dtype)))
         try:
-            name = resolve(backend, "auto").name
+            name = resolve(backend, "auto", DTYPES[dtype]).name
         except KernelError as error:
             raise BackendUnavailable(Problem(error.argument, error.expected, error.got)) from None
         return Settings(name, DTYPES[dtype], threads)

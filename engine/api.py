@@ -34,7 +34,7 @@ DTYPES = {name: name for name in ("float32", "bfloat16", "float16")} | {
     "bf16": "bfloat16",
     "fp16": "float16",
 }
-RUNNERS = {"torch": "engine.model.torch_runner"}  # backend → the module whose `build` makes its Runner
+RUNNERS = {"cpu": "engine.model.cpu_runner", "torch": "engine.model.torch_runner"}  # backend → the module whose `build` makes its Runner
 
 
 def load(
@@ -61,7 +61,7 @@ def load(
     limits = Limits(dtype=_dtype(dtype), device=device, threads=_threads(threads))
     if quantization is not None:
         raise Unsupported(Problem("quantization", "None, the only one this version runs", repr(quantization)))
-    choice = _backend(backend, device)
+    choice = _backend(backend, device, limits.dtype)
     checkpoint, _ = _read(path, "auto", config, heads, options, check=check, masked=masked)
     require_finite(checkpoint, str(path))
     stack = compile_stack(checkpoint.spec)
@@ -128,7 +128,7 @@ def _read(
     """An engine directory as it stands, or a source converted in memory."""
     if not isinstance(path, (str, os.PathLike)) or not str(path):
         raise InputError(Problem("path", "a file or a directory", repr(path)))
-    if clash := [name for name in ("path", "format", "masked") if name in options]:  # parameters of read_source, none of the source's settings
+    if clash := [name for name in ("path", "format", "masked") if name in options]:  # read_source's own, none of the source's settings
         raise InputError([Problem(f"option {name}", "no such option here", repr(options[name])[:60]) for name in clash])
     if format != "auto" or not checkpoints.is_engine_directory(path):
         return read_source(path, format=format, config=config, heads=heads, masked=masked, **options)
@@ -176,12 +176,12 @@ def _threads(threads: int | None) -> int | None:
     return threads
 
 
-def _backend(backend: str, device: str) -> backends.Choice:
+def _backend(backend: str, device: str, dtype: str) -> backends.Choice:
     for name, value in (("backend", backend), ("device", device)):
         if not isinstance(value, str):
             raise InputError(Problem(name, "a name", repr(value)))
     try:
-        return backends.resolve(backend, device)
+        return backends.resolve(backend, device, dtype)
     except KernelError as error:
         raise BackendUnavailable(Problem(error.argument, error.expected, error.got)) from None
 

@@ -3,3 +3,54 @@ from typing import Any
 import numpy as np
 
 def all_finite(data: np.ndarray[Any, Any], dtype: int) -> bool: ...
+def instruction_set() -> str: ...
+def call_counts() -> dict[str, int]: ...
+
+class NativeModel:
+    def __init__(self, hidden: int, dtype: int, threads: int) -> None: ...
+    def add_layer(
+        self,
+        *,
+        heads: int,
+        head_dim: int,
+        persistent: int,
+        window: int,
+        segment: int,
+        reach: int,
+        first: int,
+        attended_zeros: bool,
+        ramp: float,
+        feed_forward: int,
+        norm_first: bool,
+        norm_eps: float,
+        arrays: dict[str, np.ndarray[Any, Any]],
+    ) -> None: ...
+    def set_vocabulary(
+        self,
+        *,
+        inputs: list[tuple[int, int, int, int, bool, bool]],
+        outputs: list[tuple[int, int, int, int, bool, bool]],
+        clusters_read_hidden: bool,
+        final_norm_eps: float | None,
+        embedding_scale: float,
+        arrays: dict[str, np.ndarray[Any, Any]],
+    ) -> None: ...
+    def grow(self, slots: int) -> None: ...
+    def restart(self, slot: int) -> None: ...
+    def embed(self, ids: np.ndarray[Any, Any], hidden: np.ndarray[Any, Any]) -> None: ...
+    def step(
+        self,
+        hidden: np.ndarray[Any, Any],
+        slots: np.ndarray[Any, Any],
+        starts: np.ndarray[Any, Any],
+        lengths: np.ndarray[Any, Any],
+        taps: np.ndarray[Any, Any] | None,
+    ) -> None: ...
+    def finish(self, hidden: np.ndarray[Any, Any]) -> None: ...
+    def head_log_probs(self, hidden: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None: ...
+    def tail_log_probs(self, hidden: np.ndarray[Any, Any], cluster: int, out: np.ndarray[Any, Any]) -> None: ...
+    def target_nll(self, hidden: np.ndarray[Any, Any], targets: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None: ...
+    @property
+    def instruction_set(self) -> str: ...
+    @property
+    def threads(self) -> int: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,28 +26,38 @@ class Choice:
     refusals: tuple[Refusal, ...]
 
 
-def _probe_cuda(device: str) -> str | None:
+CPU_DTYPES = ("float32", "bfloat16")
+
+
+def _probe_cuda(device: str, dtype: str) -> str | None:
     return "this version has no CUDA kernels"
 
 
-def _probe_triton(device: str) -> str | None:
+def _probe_triton(device: str, dtype: str) -> str | None:
     return "this version has no Triton kernels"
 
 
-def _probe_cpu(device: str) -> str | None:
+def _probe_cpu(device: str, dtype: str) -> str | None:
     if device not in ("auto", "cpu"):
         return f"runs on the CPU only, and device={device!r} was asked for"
-    return "this version has no CPU kernels yet"
+    if dtype not in CPU_DTYPES:
+        return f"runs {' and '.join(CPU_DTYPES)}, and dtype={dtype!r} was asked for"
+    try:
+        native = importlib.import_module("engine_kernels.native")
+    except ImportError as error:
+        return f"the native module does not load: {error}"
+    native.instruction_set()  # an ENGINE_CPU_ISA this processor lacks is an error, never a reason to run something else
+    return None
 
 
-def _probe_torch(device: str) -> str | None:
+def _probe_torch(device: str, dtype: str) -> str | None:
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed: pip install 'headcount[torch]'"
     return None
 
 
 # Best first. A probe returns the reason it refuses, or None.
-TABLE: tuple[tuple[str, Callable[[str], str | None]], ...] = (
+TABLE: tuple[tuple[str, Callable[[str, str], str | None]], ...] = (
     ("cuda", _probe_cuda),
     ("triton", _probe_triton),
     ("cpu", _probe_cpu),
@@ -54,8 +65,8 @@ TABLE: tuple[tuple[str, Callable[[str], str | None]], ...] = (
 )
 
 
-def resolve(backend: str, device: str) -> Choice:
-    """The first backend of the table that runs on `device`, or the one named; raises KernelError with every reason when none does."""
+def resolve(backend: str, device: str, dtype: str = "float32") -> Choice:
+    """The first backend of the table that runs `dtype` on `device`, or the one named; raises KernelError with all reasons if none does."""
     names = [name for name, _ in TABLE]
     if backend != "auto" and backend not in names:
         raise KernelError("backend", "auto, " + ", ".join(names), repr(backend))
@@ -63,7 +74,7 @@ def resolve(backend: str, device: str) -> Choice:
     for name, probe in TABLE:
         if backend not in ("auto", name):
             continue
-        reason = probe(device)
+        reason = probe(device, dtype)
         if reason is None:
             return Choice(name, tuple(refusals))
         refusals.append(Refusal(name, reason))

@@ -10,13 +10,14 @@ from engine.checkpoint import Checkpoint
 from engine.model.fold import fold
 from engine.model.plan import compile_stack
 from engine.model.runner import Batch, Limits, Runner, StepResult, Want
-from engine.model.torch_runner import build
 
 Tap = Callable[[int, np.ndarray], None]
 
 
 def torch_runner(checkpoint: Checkpoint, dtype: str = "float32") -> Runner:
     """The `torch` backend of a checkpoint."""
+    from engine.model.torch_runner import build  # here, so that other backends are tested in processes without torch
+
     return build(compile_stack(checkpoint.spec), fold(checkpoint), Limits(dtype, threads=1))
 
 

@@ -87,6 +87,28 @@ def test_the_module_checks_for_itself(data: np.ndarray, code: int, argument: str
 
 
 def test_stub_names_what_the_module_has() -> None:
-    stub = {f.name: [a.arg for a in f.args.args] for f in ast.parse(STUB.read_text()).body if isinstance(f, ast.FunctionDef)}
-    module = {name: re.findall(r"(\w+): ", str(getattr(_native, name).__doc__)) for name in dir(_native) if not name.startswith("_")}
-    assert stub == module
+    stub = stubbed(ast.parse(STUB.read_text()).body)
+    assert stub == documented(_native)
+
+
+def stubbed(body: list[ast.stmt], prefix: str = "") -> dict[str, list[str]]:
+    """Name → parameters of the functions, methods and properties a stub declares."""
+    found: dict[str, list[str]] = {}
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            found |= stubbed(node.body, f"{node.name}.")
+        elif isinstance(node, ast.FunctionDef):
+            found[prefix + node.name] = [a.arg for a in (*node.args.args, *node.args.kwonlyargs) if a.arg != "self"]
+    return found
+
+
+def documented(owner: object, prefix: str = "") -> dict[str, list[str]]:
+    """The same from what pybind11 writes into the docstrings."""
+    found: dict[str, list[str]] = {}
+    for name, member in vars(owner).items():
+        if isinstance(member, type):
+            found |= documented(member, f"{name}.")
+        elif name == "__init__" or not name.startswith("_"):
+            first_line = str(member.__doc__).split(" -> ")[0]
+            found[prefix + name] = [word for word in re.findall(r"(\w+): ", first_line) if word != "self"]
+    return found

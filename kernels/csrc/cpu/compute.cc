@@ -1,0 +1,82 @@
+#include "cpu/compute.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace headcount::cpu {
+namespace {
+
+constexpr std::int64_t kLinearRows = 96;        // rows of a chunk: whole register tiles of 6 and of 12
+constexpr std::int64_t kLinearWeights = 32768;  // weights of a chunk: some microseconds to read
+constexpr std::int64_t kNormRows = 16;          // rows of a chunk of layer_norm
+constexpr std::int64_t kSoftmaxColumns = 8192;  // columns of a chunk of log_softmax
+
+std::int64_t pieces(std::int64_t whole, std::int64_t piece) { return (whole + piece - 1) / piece; }
+
+}  // namespace
+
+void Compute::linear(const Linear& call) {
+  const std::int64_t all = panels(call.w->n);
+  const std::int64_t block =
+      std::max<std::int64_t>(1, kLinearWeights / (kPanel * std::max<std::int64_t>(1, call.w->k)));
+  const std::int64_t blocks = pieces(all, block);
+  const std::int64_t chunks = blocks * pieces(call.rows, kLinearRows);
+  pool.run(chunks, [&](std::int64_t chunk, int) {
+    const std::int64_t row = chunk / blocks * kLinearRows, first = chunk % blocks * block;
+    Linear part = call;
+    part.rows = std::min(kLinearRows, call.rows - row);
+    part.x += row * call.ldx;
+    part.y += row * call.ldy;
+    if (part.residual != nullptr) part.residual += row * call.ldy;
+    kernels.linear(part, first, std::min(all, first + block));
+  });
+}
+
+void Compute::layer_norm(const float* x, const float* gain, const float* bias, std::int64_t rows, std::int64_t width,
+                         float eps, float* y) {
+  const std::int64_t chunks = pieces(rows, kNormRows);
+  pool.run(chunks, [&](std::int64_t chunk, int) {
+    const std::int64_t row = chunk * kNormRows, at = row * width;
+    kernels.layer_norm(x + at, gain, bias, std::min(kNormRows, rows - row), width, eps, y + at);
+  });
+}
+
+void Compute::log_softmax(float* x, std::int64_t rows, std::int64_t width) {
+  const std::int64_t blocks = pieces(width, kSoftmaxColumns), chunks = rows * blocks;
+  float* partial = partials_.need(2 * chunks);  // maximum and sum of each chunk, then log Σ exp of each row
+  const auto columns = [&](std::int64_t block) { return std::min(kSoftmaxColumns, width - block * kSoftmaxColumns); };
+  const auto at = [&](std::int64_t chunk) { return x + chunk / blocks * width + chunk % blocks * kSoftmaxColumns; };
+  pool.run(chunks, [&](std::int64_t chunk, int) {
+    kernels.log_sum_exp(at(chunk), columns(chunk % blocks), partial + 2 * chunk, partial + 2 * chunk + 1);
+  });
+  for (std::int64_t row = 0; row < rows; ++row) {
+    float* own = partial + 2 * row * blocks;
+    float maximum = own[0], sum = own[1];
+    for (std::int64_t block = 1; block < blocks; ++block) join(maximum, sum, own[2 * block], own[2 * block + 1]);
+    own[0] = maximum + std::log(sum);
+  }
+  pool.run(chunks, [&](std::int64_t chunk, int) {
+    kernels.add_constant(at(chunk), columns(chunk % blocks), -partial[2 * (chunk / blocks * blocks)]);
+  });
+}
+
+float* Compute::for_threads(std::int64_t floats) {
+  thread_stride = whole_lines(floats) + kLine;  // a line apart, so that two threads never share one
+  return threads_.need(thread_stride * pool.threads());
+}
+
+Packed panel_range(const Packed& w, std::int64_t begin, std::int64_t end) {
+  Packed part = w;
+  part.data = static_cast<const char*>(w.data) + begin * panel_bytes(w.k, w.kind);
+  if (part.scale != nullptr) part.scale += begin * kPanel;
+  part.n = std::min(w.n, end * kPanel) - begin * kPanel;
+  return part;
+}
+
+void join(float& maximum, float& sum, float other_maximum, float other_sum) {
+  const float larger = std::max(maximum, other_maximum);
+  sum = sum * std::exp(maximum - larger) + other_sum * std::exp(other_maximum - larger);
+  maximum = larger;
+}
+
+}  // namespace headcount::cpu

@@ -1,0 +1,108 @@
+#include "cpu/layer.h"
+
+#include <string>
+#include <utility>
+
+namespace headcount::cpu {
+namespace {
+
+Norm norm(const Arrays& arrays, const std::string& name, std::int64_t hidden) {
+  return {copied(arrays.get(name, {hidden}), hidden), copied(arrays.get(name + "_bias", {hidden}), hidden)};
+}
+
+void check_shape(const LayerShape& shape) {
+  const auto at_least = [](const char* name, std::int64_t value, std::int64_t least) {
+    check(value >= least, name, "at least " + std::to_string(least), std::to_string(value));
+  };
+  at_least("heads", shape.heads, 0);
+  at_least("feed_forward", shape.feed_forward, 0);
+  if (shape.heads == 0) return;
+  at_least("head_dim", shape.head_dim, 1);
+  at_least("persistent", shape.persistent, 0);
+  at_least("window", shape.see.window, 0);
+  at_least("segment", shape.see.segment, 0);
+  at_least("reach", shape.see.reach, 1);
+  check(shape.see.first == 0 || shape.see.first == 1, "first", "0 or 1", std::to_string(shape.see.first));
+}
+
+}  // namespace
+
+Layer::Layer(const LayerShape& shape, std::int64_t hidden, Kind kind, const Arrays& arrays, Pool& pool) : shape(shape) {
+  check_shape(shape);
+  attention_norm = norm(arrays, "attention_norm", hidden);
+  output_bias = copied(arrays.find("attention.output_bias", {hidden}), hidden);
+  if (shape.heads > 0) pack_attention(hidden, kind, arrays, pool);
+  if (shape.feed_forward > 0) {
+    const std::int64_t width = shape.feed_forward;
+    feed_forward_norm = norm(arrays, "feed_forward_norm", hidden);
+    up = pack(arrays.get("feed_forward.up", {width, hidden}), width, hidden, hidden, 1, kind, pool);
+    up_bias = copied(arrays.find("feed_forward.up_bias", {width}), width);
+    down = pack(arrays.get("feed_forward.down", {hidden, width}), hidden, width, width, 1, kind, pool);
+    down_bias = copied(arrays.find("feed_forward.down_bias", {hidden}), hidden);
+  }
+  arrays.check_all_used();
+}
+
+void Layer::pack_attention(std::int64_t hidden, Kind kind, const Arrays& arrays, Pool& pool) {
+  std::vector<float> joined;
+  joined.reserve(3 * width() * hidden);
+  for (const char* part : {"query", "key", "value"}) {
+    const std::string name = std::string("attention.") + part;
+    const float* rows = arrays.get(name, {width(), hidden});
+    joined.insert(joined.end(), rows, rows + width() * hidden);
+    if (!arrays.has(name + "_bias")) continue;
+    const float* bias = arrays.get(name + "_bias", {width()});
+    qkv_bias.insert(qkv_bias.end(), bias, bias + width());
+  }
+  check(qkv_bias.empty() || static_cast<std::int64_t>(qkv_bias.size()) == 3 * width(), "attention.query_bias",
+        "query, key and value biases, or none", "some of them");
+  qkv = pack(joined.data(), 3 * width(), hidden, hidden, 1, kind, pool);
+  output = pack(arrays.get("attention.output", {hidden, width()}), hidden, width(), width(), 1, kind, pool);
+  if (shape.see.attended_zeros) {
+    zero_key = copied(arrays.get("attention.zero_key", {shape.heads, shape.head_dim}), width());
+    zero_value = copied(arrays.get("attention.zero_value", {shape.heads, shape.head_dim}), width());
+  }
+  pack_heads(kind, arrays, pool);
+}
+
+void Layer::pack_heads(Kind kind, const Arrays& arrays, Pool& pool) {
+  const std::int64_t depth = shape.head_dim, count = shape.persistent, reach = shape.see.reach;
+  const float *keys = nullptr, *values = nullptr, *spans = nullptr;
+  if (count > 0) {
+    keys = arrays.get("attention.persistent_keys", {shape.heads, count, depth});
+    values = arrays.get("attention.persistent_values", {shape.heads, count, depth});
+  }
+  if (shape.see.ramp > 0) spans = arrays.get("spans", {shape.heads});
+  content_bias_ = copied(arrays.find("attention.content_bias", {shape.heads, depth}), width());
+  position_bias_ = copied(arrays.find("attention.position_bias", {shape.heads, depth}), width());
+  const auto add_table = [&](PackedBuffer table) {
+    tables_.push_back(std::move(table));
+    return tables_.back().view();
+  };
+  const auto distances = [&](const float* nearest_first) {
+    return add_table(pack(nearest_first + (reach - 1) * depth, reach, depth, -depth, 1, kind, pool));
+  };
+  const Packed none{nullptr, nullptr, 0, depth, kind};
+  const float* own_distances = nullptr;
+  Packed shared = none;
+  if (arrays.has("attention.shared_distances"))
+    shared = distances(arrays.get("attention.shared_distances", {1, reach, depth}));
+  else
+    own_distances = arrays.find("attention.distances", {shape.heads, reach, depth});
+
+  for (std::int64_t head = 0; head < shape.heads; ++head) {
+    HeadTables tables{none, Packed{nullptr, nullptr, depth, 0, kind}, shared, nullptr, nullptr, 0.0f};
+    if (count > 0) {
+      const std::int64_t at = head * count * depth;
+      tables.persistent_keys = add_table(pack(keys + at, count, depth, depth, 1, kind, pool));
+      tables.persistent_values = add_table(pack(values + at, depth, count, 1, depth, kind, pool));
+    }
+    if (own_distances != nullptr) tables.distances = distances(own_distances + head * reach * depth);
+    if (!content_bias_.empty()) tables.content_bias = content_bias_.data() + head * depth;
+    if (!position_bias_.empty()) tables.position_bias = position_bias_.data() + head * depth;
+    if (spans != nullptr) tables.span = spans[head];
+    heads.push_back(tables);
+  }
+}
+
+}  // namespace headcount::cpu

@@ -1,0 +1,105 @@
+#include "cpu/units/panel.h"
+#include "cpu/units/unit.h"
+
+namespace {
+
+using headcount::cpu::kPanel;
+using headcount::cpu::Linear;
+using headcount::cpu::panel_bytes;
+
+// y = residual + activation(sum + bias) of `count` lanes.
+HEADCOUNT_INLINE void finish(const Linear& call, std::int64_t row, std::int64_t column, std::int64_t count, Vec sum) {
+  const bool whole = count >= kPanel;
+  const auto read = [&](const float* p) { return whole ? load(p) : load(p, count, 0.0f); };
+  const std::int64_t at = row * call.ldy + column;
+  if (call.w->kind == Kind::kInt8) sum = sum * load(call.w->scale + column);
+  if (call.bias != nullptr) sum = sum + read(call.bias + column);
+  if (call.relu) sum = max(broadcast(0.0f), sum);
+  if (call.residual != nullptr) sum = read(call.residual + at) + sum;
+  if (whole)
+    store(call.y + at, sum);
+  else
+    store(call.y + at, sum, count);
+}
+
+// Once for all tiles, out of line: inlined into each of a hundred instances it would be most of the code.
+__attribute__((noinline)) void finish_tile(const Linear& call, std::int64_t row, std::int64_t panel, int rows,
+                                           int panels, const float* sums) {
+  for (int i = 0; i < rows; ++i)
+    for (int p = 0; p < panels; ++p, sums += kPanel) {
+      const std::int64_t column = (panel + p) * kPanel;
+      finish(call, row + i, column, call.w->n - column, load(sums));
+    }
+}
+
+template <Kind KIND, int ROWS, int PANELS>
+void tile(const Linear& call, std::int64_t row, std::int64_t panel) {
+  const std::int64_t stride = panel_bytes(call.w->k, KIND);
+  const char* w = static_cast<const char*>(call.w->data) + panel * stride;
+  const float* x = call.x + row * call.ldx;
+  Vec acc[ROWS * PANELS];
+  clear(acc);
+  if constexpr (KIND == Kind::kFloat32)
+    multiply_float32<ROWS, PANELS>(x, call.ldx, reinterpret_cast<const float*>(w), kPanel, stride, call.w->k, acc);
+  else if constexpr (KIND == Kind::kBFloat16)
+    multiply_bfloat16<ROWS, PANELS>(x, call.ldx, w, stride, call.w->k, acc);
+  else
+    multiply_int8<ROWS, PANELS>(x, call.ldx, w, stride, call.w->k, acc);
+  float sums[ROWS * PANELS * kPanel];
+#pragma GCC unroll 32
+  for (int i = 0; i < ROWS * PANELS; ++i) store(sums + i * kPanel, acc[i]);
+  finish_tile(call, row, panel, ROWS, PANELS, sums);
+}
+
+// Finds the instance for `rows`, from a full tile down. `panels` is what fits a tile alone, what fits a full tile, or 1.
+template <Kind KIND, int ROWS>
+void tile_of(std::int64_t rows, int panels, const Linear& call, std::int64_t row, std::int64_t panel) {
+  constexpr int kAlone = panels_at_once(KIND, ROWS);
+  constexpr int kFull = panels_at_once(KIND, rows_at_once(KIND));
+  if (rows == ROWS) {
+    if (panels == kAlone)
+      tile<KIND, ROWS, kAlone>(call, row, panel);
+    else if (panels == kFull)
+      tile<KIND, ROWS, kFull>(call, row, panel);
+    else
+      tile<KIND, ROWS, 1>(call, row, panel);
+  } else if constexpr (ROWS > 1) {
+    tile_of<KIND, ROWS - 1>(rows, panels, call, row, panel);
+  }
+}
+
+// The weights outside, read from memory once; x inside. Rows are cut into tiles of nearly equal height.
+template <Kind KIND>
+void multiply(const Linear& call, std::int64_t panel_begin, std::int64_t panel_end) {
+  constexpr int kFull = rows_at_once(KIND);
+  const std::int64_t tiles = (call.rows + kFull - 1) / kFull;
+  const int fit = panels_at_once(KIND, tiles == 1 ? static_cast<int>(call.rows) : kFull);
+  for (std::int64_t panel = panel_begin; panel < panel_end;) {
+    const int panels = panel + fit <= panel_end ? fit : 1;
+    std::int64_t row = 0;
+    for (std::int64_t left = tiles; left > 0; --left) {
+      const std::int64_t rows = (call.rows - row + left - 1) / left;
+      tile_of<KIND, kFull>(rows, panels, call, row, panel);
+      row += rows;
+    }
+    panel += panels;
+  }
+}
+
+}  // namespace
+
+namespace headcount::cpu::HEADCOUNT_UNIT {
+
+void linear(const Linear& call, std::int64_t panel_begin, std::int64_t panel_end) {
+  if (call.rows == 0) return;
+  switch (call.w->kind) {
+    case Kind::kFloat32:
+      return multiply<Kind::kFloat32>(call, panel_begin, panel_end);
+    case Kind::kBFloat16:
+      return multiply<Kind::kBFloat16>(call, panel_begin, panel_end);
+    case Kind::kInt8:
+      return multiply<Kind::kInt8>(call, panel_begin, panel_end);
+  }
+}
+
+}  // namespace headcount::cpu::HEADCOUNT_UNIT

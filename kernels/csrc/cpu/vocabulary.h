@@ -1,0 +1,85 @@
+// Embedding and softmax over the vocabulary, plain or adaptive; rows that both sides share are stored once, in panels.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/arrays.h"
+#include "cpu/compute.h"
+#include "cpu/pack.h"
+
+namespace headcount::cpu {
+
+// Token ids start .. start + size - 1; rows of `width`. entry: the cluster's place in the first cluster's softmax.
+struct Cluster {
+  std::int64_t start, size, width, entry;
+  bool projected;
+  bool tied;  // output side: the rows are the embedding's own
+};
+
+struct VocabularyShape {
+  std::int64_t hidden;
+  std::vector<Cluster> inputs, outputs;
+  bool clusters_read_hidden;
+  bool final_norm;
+  float final_norm_eps;
+  float embedding_scale;
+};
+
+class Vocabulary {
+ public:
+  // Arrays by the names of engine/model/runner.py Folded. Nothing of them is kept.
+  Vocabulary(const VocabularyShape& shape, Kind kind, const Arrays& arrays, Compute& compute);
+
+  std::int64_t size() const;
+  std::int64_t head_width() const { return shape_.outputs[0].size + tails(); }
+  std::int64_t tail_width(std::int64_t cluster) const;
+
+  // ids [rows] → hidden [rows, hidden]. Throws CheckError for an id outside the vocabulary.
+  void embed(const std::int64_t* ids, std::int64_t rows, float* hidden);
+  // The final norm in place, where there is one.
+  void finish(float* hidden, std::int64_t rows);
+  // [rows, head_width()]: log-softmax over the first cluster's words and the tails' entries.
+  void head_log_probs(const float* hidden, std::int64_t rows, float* out);
+  // [rows, size]: log-softmax inside tail `cluster` ≥ 1, without its entry's mass.
+  void tail_log_probs(const float* hidden, std::int64_t rows, std::int64_t cluster, float* out);
+  // out [rows]: -log p(targets[row]), NaN where the target is -1; no [rows, vocabulary] is formed.
+  void target_nll(const float* hidden, std::int64_t rows, const std::int64_t* targets, float* out);
+
+ private:
+  struct Piece {  // consecutive ids whose embedding rows stand in one place
+    std::int64_t start, size, input;
+    std::int64_t output;                // tied: row id - outputs[output].start of its panels; -1: own rows
+    std::vector<float> rows;            // [size, width], float32
+    std::vector<std::uint16_t> halves;  // the same, bfloat16
+  };
+  struct Output {
+    PackedBuffer rows, projection;  // [size, width], [width, hidden]
+    std::vector<float> bias;
+  };
+
+  std::int64_t tails() const { return static_cast<std::int64_t>(shape_.outputs.size()) - 1; }
+  PackedBuffer pack_rows(const float* w, std::int64_t n, std::int64_t k, Kind kind);
+  void add_pieces(std::int64_t input, const float* rows, Kind kind);
+  void add_output(std::int64_t cluster, Kind kind, const Arrays& arrays);
+  void read_row(std::int64_t id, float* out) const;
+  const float* projected(const float* hidden, std::int64_t rows, std::int64_t cluster);
+  void log_mass(const Packed& w, const float* bias, const float* x, std::int64_t rows, const std::int64_t* wanted,
+                float* mass, float* logits);
+  const float* choose(const float* hidden, std::int64_t rows, const std::int64_t* targets, std::int64_t cluster);
+  std::int64_t entry_column(std::int64_t target) const;
+  void add_nll(const float* x, const std::int64_t* targets, std::int64_t cluster, float* out);
+
+  VocabularyShape shape_;
+  Compute& compute_;
+  std::vector<Piece> pieces_;  // by start
+  std::vector<PackedBuffer> input_projections_;
+  std::vector<Output> outputs_;
+  PackedBuffer entries_;
+  std::vector<float> entries_bias_, final_norm_, final_norm_bias_;
+
+  Scratch gathered_, projected_, results_, partials_, chosen_;
+  std::vector<std::int64_t> members_, wanted_;
+};
+
+}  // namespace headcount::cpu

@@ -1,0 +1,377 @@
+// Python-free test of the attention kernels: every instruction set of the machine against loops in double written from
+// the equations of engine_kernels/ops.py; arrays of exactly the documented size, NaN in everything that must not count.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+#include <memory>
+#include <new>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "tests/expect.h"
+
+using namespace headcount::cpu;
+using headcount::test::kNaN;
+using std::int64_t;
+
+namespace {
+
+enum class Data { kNormal, kWhole, kEqual };  // whole numbers: large scores without rounding; equal: one key, repeated
+
+// `rows` new tokens of one head's stream, from `position` on.
+struct Case {
+  int64_t head_dim = 16, persistent = 17, window = 5, segment = 0, rows = 7, position = 3, split = 16, batch_rows = 32;
+  int first = 0;
+  bool zeros = false, relative = true, content_bias = true, position_bias = true;
+  float ramp = 0, span = 0, size = 1;
+  Data data = Data::kNormal;
+  Kind kind = Kind::kFloat32;
+  unsigned seed = 1;
+
+  // Persistent logits are not divided by √D.
+  float persistent_size() const { return data == Data::kWhole ? size : size / std::sqrt(static_cast<float>(head_dim)); }
+  int64_t reach() const { return window + (segment > 0 ? segment - 1 : 0); }
+};
+
+std::string describe(const Case& c) {
+  char text[320];
+  std::snprintf(text, sizeof text,
+                "D %d N %d window %d segment %d rows %d position %d first %d zeros %d relative %d biases %d%d ramp %g "
+                "span %g size %g data %d kind %d seed %u",
+                int(c.head_dim), int(c.persistent), int(c.window), int(c.segment), int(c.rows), int(c.position),
+                c.first, c.zeros, c.relative, c.content_bias, c.position_bias, c.ramp, c.span, c.size, int(c.data),
+                int(c.kind), c.seed);
+  return text;
+}
+
+void expect(bool condition, const char* what, const char* unit, const Case& c) {
+  if (!condition) headcount::test::expect(false, std::string(unit) + ", " + what + ": " + describe(c));
+}
+
+// n elements at a 64-byte boundary and not one more: the sanitizer catches a read beyond them.
+template <typename T>
+class Array {
+ public:
+  explicit Array(int64_t n, T value = T{}) : size(n) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 64, static_cast<std::size_t>(std::max<int64_t>(n, 1)) * sizeof(T)) != 0) std::abort();
+    data.reset(static_cast<T*>(memory));
+    std::fill(data.get(), data.get() + n, value);
+  }
+  T& operator[](int64_t i) { return data.get()[i]; }
+  const T& operator[](int64_t i) const { return data.get()[i]; }
+  T* at(int64_t i = 0) const { return data.get() + i; }
+  int64_t size;
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data;
+};
+
+// A constant matrix, packed, and the numbers the packed form holds.
+struct Matrix {
+  Matrix(int64_t n, int64_t k, Kind kind, const std::vector<float>& source)
+      : bytes(panels(n) * panel_bytes(k, kind), 0), scale(panels(n) * kPanel, 0.0f), held(source) {
+    for (int64_t row = 0; row < n; ++row) {
+      float largest = 1e-20f;
+      for (int64_t i = 0; i < k; ++i) largest = std::max(largest, std::fabs(source[row * k + i]));
+      scale[row] = largest / 127;
+      for (int64_t i = 0; i < k; ++i) put(row, i, k, kind, held[row * k + i]);
+    }
+    packed = {bytes.at(), kind == Kind::kInt8 ? scale.at() : nullptr, n, k, kind};
+  }
+
+  void put(int64_t row, int64_t i, int64_t k, Kind kind, float& x) {
+    char* panel = bytes.at(row / kPanel * panel_bytes(k, kind));
+    const int64_t lane = row % kPanel;
+    if (kind == Kind::kFloat32) {
+      std::memcpy(panel + (i * kPanel + lane) * 4, &x, 4);
+    } else if (kind == Kind::kBFloat16) {
+      std::uint32_t bits;
+      std::memcpy(&bits, &x, 4);
+      bits &= 0xFFFF0000u;
+      std::memcpy(&x, &bits, 4);
+      const auto half = static_cast<std::uint16_t>(bits >> 16);
+      std::memcpy(panel + (i / 2 * 2 * kPanel + lane * 2 + i % 2) * 2, &half, 2);
+    } else {
+      const auto byte = static_cast<signed char>(std::lrint(x / scale[row]));
+      x = byte * scale[row];
+      panel[i / 4 * 4 * kPanel + lane * 4 + i % 4] = byte;
+    }
+  }
+
+  Array<char> bytes;
+  Array<float> scale;
+  std::vector<float> held;
+  Packed packed;
+};
+
+std::vector<float> draw(std::mt19937& random, int64_t n, float size, Data data) {
+  std::normal_distribution<float> normal(0, 1);
+  std::vector<float> x(static_cast<std::size_t>(n));
+  for (float& v : x) v = data == Data::kWhole ? std::round(normal(random) * 2) * size : normal(random) * size;
+  return x;
+}
+
+// Everything a case is about; keys and values by position, then those of the zero rows before the stream.
+struct Stream {
+  explicit Stream(const Case& c) : Stream(c, std::mt19937(c.seed)) {}
+
+  Stream(const Case& c, std::mt19937 random)
+      : length(c.position + c.rows),
+        persistent_keys(c.persistent, c.head_dim, c.kind,
+                        draw(random, c.persistent * c.head_dim, c.persistent_size(), c.data)),
+        persistent_values(c.head_dim, c.persistent, c.kind, draw(random, c.persistent * c.head_dim, 1, Data::kNormal)),
+        distances(c.relative ? c.reach() : 0, c.head_dim, c.kind,
+                  draw(random, c.relative ? c.reach() * c.head_dim : 0, c.size, c.data)),
+        content_bias(draw(random, c.head_dim, 1, c.data)),
+        position_bias(draw(random, c.head_dim, 1, c.data)),
+        query(draw(random, c.rows * c.head_dim, 1, c.data)),
+        keys(draw(random, (length + 1) * c.head_dim, c.size, c.data)),
+        values(draw(random, (length + 1) * c.head_dim, 1, Data::kNormal)),
+        tables{persistent_keys.packed,
+               persistent_values.packed,
+               distances.packed,
+               c.content_bias ? content_bias.data() : nullptr,
+               c.position_bias ? position_bias.data() : nullptr,
+               c.span},
+        see{c.window, c.segment, c.reach(), c.first, c.zeros, c.ramp} {
+    if (c.data == Data::kEqual) {
+      for (int64_t i = c.head_dim; i < (length + 1) * c.head_dim; ++i) keys[i] = keys[i - c.head_dim];
+    }
+  }
+
+  // Number i of the key (or value) at a position; what no row may see is NaN.
+  float number(const Case& c, const std::vector<float>& x, int64_t position, int64_t i) const {
+    if (position < 0 && !c.zeros) return kNaN;
+    return x[(position < 0 ? length : position) * c.head_dim + i];
+  }
+
+  int64_t length;
+  Matrix persistent_keys, persistent_values, distances;
+  std::vector<float> content_bias, position_bias, query, keys, values;
+  HeadTables tables;
+  Visibility see;
+};
+
+// Row by row from the equations, in `Real`.
+template <typename Real>
+std::vector<double> oracle(const Case& c, const Stream& s) {
+  std::vector<double> out;
+  const int64_t d = c.head_dim;
+  for (int64_t row = 0; row < c.rows; ++row) {
+    const int64_t position = c.position + row;
+    const int64_t seen = c.window + (c.segment > 0 ? position % c.segment : 0);
+    const float* q = &s.query[row * d];
+    std::vector<Real> score, ramp;
+    std::vector<std::vector<float>> value;
+    for (int64_t distance = c.first; distance < c.first + seen; ++distance) {
+      if (!c.zeros && distance > position) break;
+      Real content = 0, relative = 0;
+      value.emplace_back();
+      for (int64_t i = 0; i < d; ++i) {
+        content +=
+            (Real(q[i]) + (c.content_bias ? s.content_bias[i] : 0)) * s.number(c, s.keys, position - distance, i);
+        value.back().push_back(s.number(c, s.values, position - distance, i));
+        if (!c.relative) continue;
+        const int64_t column = c.first + c.reach() - 1 - distance;  // farthest first
+        relative += (Real(q[i]) + (c.position_bias ? s.position_bias[i] : 0)) * s.distances.held[column * d + i];
+      }
+      score.push_back((content + relative) / std::sqrt(Real(d)));
+      const Real m = (1 - Real(distance) + c.span) / c.ramp + 1;
+      ramp.push_back(c.ramp > 0 ? std::min(std::max(m, Real(0)), Real(1)) : Real(1));
+    }
+    for (int64_t n = 0; n < c.persistent; ++n) {
+      Real dot = 0;
+      value.emplace_back();
+      for (int64_t i = 0; i < d; ++i) {
+        dot += q[i] * s.persistent_keys.held[n * d + i];
+        value.back().push_back(s.persistent_values.held[i * c.persistent + n]);
+      }
+      score.push_back(dot);
+      ramp.push_back(1);
+    }
+    const Real largest = *std::max_element(score.begin(), score.end());
+    Real all = 0, kept = 0;
+    for (std::size_t i = 0; i < score.size(); ++i) all += score[i] = std::exp(score[i] - largest);
+    for (std::size_t i = 0; i < score.size(); ++i) kept += score[i] = score[i] / all * ramp[i];
+    const Real sum = c.ramp > 0 ? kept + Real(1e-8) : kept;
+    for (int64_t i = 0; i < d; ++i) {
+      Real result = 0;
+      for (std::size_t j = 0; j < score.size(); ++j) result += score[j] / sum * value[j][i];
+      out.push_back(static_cast<double>(result));
+    }
+  }
+  return out;
+}
+
+constexpr int64_t kGap = 3;  // strides exceed head_dim, and what lies between stays untouched
+
+std::vector<double> without_gaps(const Array<float>& out, const Case& c, const char* unit) {
+  std::vector<double> result;
+  bool untouched = true;
+  for (int64_t row = 0; row < c.rows; ++row) {
+    for (int64_t i = 0; i < c.head_dim; ++i) result.push_back(out[row * (c.head_dim + kGap) + i]);
+    for (int64_t i = c.head_dim; row + 1 < c.rows && i < c.head_dim + kGap; ++i)
+      untouched = untouched && out[row * (c.head_dim + kGap) + i] == 7.0f;
+  }
+  expect(untouched, "nothing written between rows", unit, c);
+  return result;
+}
+
+Array<float> strided_queries(const Case& c, const Stream& s) {
+  Array<float> query(c.rows * (c.head_dim + kGap) - kGap, kNaN);
+  for (int64_t row = 0; row < c.rows; ++row)
+    for (int64_t i = 0; i < c.head_dim; ++i) query[row * (c.head_dim + kGap) + i] = s.query[row * c.head_dim + i];
+  return query;
+}
+
+// A key into panels [n / 16][D][16], a value into [n][D].
+void put_key_value(const Case& c, const Stream& s, int64_t at, int64_t position, Array<float>& keys,
+                   Array<float>& values) {
+  for (int64_t i = 0; i < c.head_dim; ++i) {
+    keys[(at / kPanel * c.head_dim + i) * kPanel + at % kPanel] = s.number(c, s.keys, position, i);
+    values[at * c.head_dim + i] = s.number(c, s.values, position, i);
+  }
+}
+
+std::vector<double> prefill(const Kernels& unit, const Case& c, const Stream& s, float scratch_value) {
+  const int64_t d = c.head_dim, reach = c.reach(), count = reach + c.rows;
+  Array<float> keys(panels(count) * d * kPanel, kNaN), values(count * d, kNaN), out(c.rows * (d + kGap) - kGap, 7.0f);
+  for (int64_t i = 0; i < count; ++i) put_key_value(c, s, i, c.position + i - reach, keys, values);
+  const Array<float> query = strided_queries(c, s);
+  for (int64_t row = 0; row < c.rows; row += c.batch_rows) {
+    Array<float> scratch(attend_rows_scratch(d, reach, c.persistent), scratch_value);
+    unit.attend_rows({query.at(row * (d + kGap)), d + kGap, std::min(c.batch_rows, c.rows - row), d, &s.tables, &s.see,
+                      keys.at(), values.at(), row, c.position + row, out.at(row * (d + kGap)), d + kGap, scratch.at()});
+  }
+  return without_gaps(out, c, unit.name);
+}
+
+// The rows as a batch of sequences, each with a ring of its own.
+std::vector<double> decode(const Kernels& unit, const Case& c, const Stream& s, float scratch_value) {
+  const int64_t d = c.head_dim, reach = c.reach(), splits = (c.persistent + c.split - 1) / c.split;
+  const int64_t stride = 2 + d + kGap, ldq = d + kGap;
+  Array<float> partials(c.rows * splits * stride, 7.0f), out(c.rows * ldq - kGap, 7.0f);
+  const Array<float> query = strided_queries(c, s);
+  for (int64_t i = 0; i < splits; ++i) {
+    Array<float> scratch(attend_persistent_scratch(c.rows, d), scratch_value);
+    const int64_t begin = i * c.split, end = std::min(begin + c.split, c.persistent);
+    unit.attend_persistent(
+        {query.at(), ldq, c.rows, d, &s.tables, begin, end, partials.at(i * stride), splits * stride, scratch.at()});
+    Array<float> alone(2 + d, 7.0f);
+    unit.attend_persistent({query.at(), ldq, 1, d, &s.tables, begin, end, alone.at(), 2 + d, scratch.at()});
+    expect(std::memcmp(alone.at(), partials.at(i * stride), static_cast<std::size_t>(2 + d) * 4) == 0,
+           "a row does not depend on its batch", unit.name, c);
+  }
+  for (int64_t row = 0; row < c.rows; ++row) {
+    Array<float> keys(panels(reach) * d * kPanel, kNaN), values(reach * d, kNaN);
+    const int64_t position = c.position + row;
+    for (int64_t i = 0; i < reach; ++i) {
+      const int64_t held = position - c.first - i;
+      put_key_value(c, s, (held + reach) % reach, held, keys, values);
+    }
+    Array<float> scratch(attend_ring_scratch(d, reach), scratch_value);
+    unit.attend_ring({query.at(row * ldq), d, &s.tables, &s.see, keys.at(), values.at(), position,
+                      partials.at(row * splits * stride), splits, stride, out.at(row * ldq), scratch.at()});
+  }
+  return without_gaps(out, c, unit.name);
+}
+
+double difference(const std::vector<double>& x, const std::vector<double>& y) {
+  double largest = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const double gap = std::fabs(x[i] - y[i]);
+    if (!(gap <= largest)) largest = gap;  // keeps a NaN
+    if (std::isnan(gap)) return gap;
+  }
+  return largest;
+}
+
+void check(const std::vector<const Kernels*>& units, const Case& c) {
+  const Stream s(c);
+  const std::vector<double> exact = oracle<double>(c, s), plain = oracle<float>(c, s);
+  double largest = 0;  // of what is averaged: a plain result of one or two numbers may have no error at all
+  for (const float x : s.values) largest = std::max<double>(largest, std::fabs(x));
+  for (const float x : s.persistent_values.held) largest = std::max<double>(largest, std::fabs(x));
+  const double allowed = 2 * difference(plain, exact) + 4 * std::ldexp(1.0, -23) * largest;
+  for (const Kernels* unit : units) {
+    const std::vector<double> rows = prefill(*unit, c, s, kNaN), steps = decode(*unit, c, s, kNaN);
+    const double row_gap = difference(rows, exact), step_gap = difference(steps, exact);
+    expect(row_gap <= allowed, "attend_rows", unit->name, c);
+    expect(step_gap <= allowed, "attend_persistent, attend_ring", unit->name, c);
+    expect(rows == prefill(*unit, c, s, 1.0f) && steps == decode(*unit, c, s, 1.0f), "same bits again", unit->name, c);
+  }
+}
+
+void covering_set(const std::vector<const Kernels*>& units) {
+  const auto with = [&](auto change) {
+    Case c;
+    change(c);
+    for (const Kind kind : {Kind::kFloat32, Kind::kBFloat16, Kind::kInt8}) {
+      c.kind = kind;
+      check(units, c);
+    }
+  };
+  with([](Case&) {});
+  with([](Case& c) { c.head_dim = 1, c.persistent = 0, c.window = 1, c.rows = 1, c.position = 0; });
+  with([](Case& c) { c.persistent = 0, c.window = 193, c.rows = 70, c.position = 0, c.zeros = true, c.head_dim = 64; });
+  with([](Case& c) { c.persistent = 300, c.window = 140, c.rows = 33, c.position = 500, c.split = 128, c.first = 1; });
+  with([](Case& c) { c.first = 1, c.position = 0, c.rows = 40, c.window = 9; });  // row 0 sees persistent vectors only
+  with([](Case& c) { c.window = 6, c.segment = 7, c.rows = 40, c.relative = false, c.head_dim = 5; });
+  with([](Case& c) { c.ramp = 4, c.span = 2.5f, c.window = 20, c.rows = 40, c.position = 30, c.first = 1; });
+  with([](Case& c) { c.ramp = 3, c.span = -9, c.persistent = 0, c.window = 7, c.position = 20; });  // all weights 0
+  with([](Case& c) { c.head_dim = 256, c.persistent = 40, c.window = 3, c.batch_rows = 1; });
+  for (const float sign : {1.0f, -1.0f}) {  // scores up to 1e4 and beyond, exact in float
+    with([=](Case& c) { c.size = 1024 * sign, c.data = Data::kWhole, c.window = 150, c.position = 200, c.rows = 35; });
+  }
+  with([](Case& c) { c.data = Data::kEqual, c.relative = false, c.persistent = 0, c.window = 30, c.rows = 50; });
+}
+
+Case random_case(std::mt19937& random) {
+  const auto pick = [&random](std::initializer_list<int64_t> of) {
+    return *(of.begin() + std::uniform_int_distribution<std::size_t>(0, of.size() - 1)(random));
+  };
+  Case c;
+  c.head_dim = pick({1, 2, 5, 6, 15, 16, 17, 24, 32, 33, 64, 80, 128});
+  c.persistent = pick({0, 1, 2, 15, 16, 17, 33, 127, 129, 200, 273});
+  c.window = pick({1, 2, 3, 15, 16, 17, 31, 33, 65, 127, 129, 193});
+  c.segment = pick({0, 0, 1, 2, 5, 16, 19});
+  c.rows = pick({1, 1, 2, 3, 5, 6, 7, 12, 13, 31, 32, 33, 65});
+  c.position = pick({0, 0, 1, 4, 15, 16, 31, 63, 100, 1000});
+  c.split = pick({16, 48, 128, 1024});
+  c.batch_rows = pick({1, 5, 7, 13, 32, 32, 32});
+  c.zeros = pick({0, 1}) != 0;
+  c.first = c.persistent > 0 || c.zeros || c.position > 0 ? static_cast<int>(pick({0, 1})) : 0;
+  c.relative = pick({0, 1, 1}) != 0;
+  c.content_bias = pick({0, 1}) != 0;
+  c.position_bias = pick({0, 1}) != 0;
+  if (pick({0, 0, 1}) != 0) {
+    c.ramp = static_cast<float>(pick({1, 4, 32}));
+    c.span = std::uniform_real_distribution<float>(0, static_cast<float>(c.window))(random);
+  }
+  c.kind = static_cast<Kind>(pick({0, 0, 1, 1, 2}));
+  c.seed = random();
+  return c;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::vector<const Kernels*> units;
+  for (const std::string& name : isa_names()) units.push_back(&kernels_named(name));
+  covering_set(units);
+  std::mt19937 random(20261121);
+  const int draws = argc > 1 ? std::atoi(argv[1]) : 200;
+  for (int i = 0; i < draws; ++i) check(units, random_case(random));
+  return headcount::test::finish("attend");
+}

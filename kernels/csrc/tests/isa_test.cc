@@ -1,0 +1,48 @@
+// The choice of the instruction set: names, the variable that forces one, refusals, call counters.
+#include "cpu/isa.h"
+
+#include <cstdlib>
+
+#include "tests/expect.h"
+
+using namespace headcount::cpu;
+using namespace headcount::test;
+
+namespace {
+
+std::int64_t calls(const std::string& isa, const std::string& op) {
+  for (const CallCount& count : call_counts())
+    if (count.isa == isa && count.op == op) return count.calls;
+  return -1;
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<std::string> names = isa_names();
+  expect(!names.empty() && names.front() == "generic", "generic is everywhere");
+  unsetenv("ENGINE_CPU_ISA");
+  expect(kernels().name == names.back(), "the best by default");
+  setenv("ENGINE_CPU_ISA", "", 1);
+  expect(kernels().name == names.back(), "an empty variable is none");
+  for (const std::string& name : names) {
+    setenv("ENGINE_CPU_ISA", name.c_str(), 1);
+    expect(kernels().name == name, "forced to " + name);
+    expect(&kernels_named(name) == &kernels(), "one table per name");
+    const std::int64_t before = calls(name, "add_constant");
+    float x = 1.0f;
+    kernels().add_constant(&x, 1, 1.0f);
+    expect(x == 2.0f && calls(name, "add_constant") == before + 1, "the call of " + name + " is counted");
+    expect(calls(name, "linear") == 0, "and no other");
+  }
+  for (const char* name : {"avx2", "avx512"}) {
+    bool has = false;
+    for (const std::string& known : names) has = has || known == name;
+    setenv("ENGINE_CPU_ISA", name, 1);
+    expect(refused([] { kernels(); }) == (has ? "" : "ENGINE_CPU_ISA"), std::string("refused what the CPU lacks: ") + name);
+  }
+  setenv("ENGINE_CPU_ISA", "AVX2", 1);
+  expect(refused([] { kernels(); }) == "ENGINE_CPU_ISA", "unknown name in the variable refused");
+  expect(refused([] { kernels_named("sse"); }) == "isa", "unknown name refused");
+  return finish("isa");
+}

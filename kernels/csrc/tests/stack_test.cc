@@ -1,0 +1,171 @@
+// Python-free test of a whole model, run under the sanitizers: the same rows whole, one by one and in ragged batches.
+#include "cpu/stack.h"
+
+#include <cmath>
+#include <cstdio>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "common/checks.h"
+#include "cpu/isa.h"
+#include "cpu/vocabulary.h"
+
+namespace cpu = headcount::cpu;
+using std::int64_t;
+
+namespace {
+
+int failures = 0;
+
+void expect(bool condition, const std::string& what) {
+  if (condition) return;
+  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+  ++failures;
+}
+
+// Arrays of exactly their size on the heap, so that a read beyond one is caught.
+class Weights {
+ public:
+  void add(const std::string& name, std::vector<int64_t> shape, float spread) {
+    int64_t size = 1;
+    for (const int64_t n : shape) size *= n;
+    std::vector<float>& values = values_[name];
+    for (int64_t i = 0; i < size; ++i) {
+      state_ = state_ * 6364136223846793005ull + 1442695040888963407ull;
+      values.push_back(spread * (static_cast<float>(state_ >> 40) / 8388608.0f - 1.0f));
+    }
+    arrays.add(name, values.data(), std::move(shape));
+  }
+
+  cpu::Arrays arrays;
+
+ private:
+  std::map<std::string, std::vector<float>> values_;
+  std::uint64_t state_ = 1;
+};
+
+constexpr int64_t kHidden = 11, kDepth = 5, kIds = 21;
+
+void add_layer(cpu::Stack& stack, int64_t heads, int64_t persistent, int64_t window, int first, int64_t width,
+               bool norm_first) {
+  Weights w;
+  w.add("attention_norm", {kHidden}, 1.0f);
+  w.add("attention_norm_bias", {kHidden}, 1.0f);
+  w.add("attention.output_bias", {kHidden}, 1.0f);
+  if (heads > 0) {
+    for (const char* name : {"attention.query", "attention.key", "attention.value"})
+      w.add(name, {heads * kDepth, kHidden}, 0.6f);
+    w.add("attention.output", {kHidden, heads * kDepth}, 0.6f);
+    w.add("attention.distances", {heads, window, kDepth}, 1.0f);
+    w.add("attention.content_bias", {heads, kDepth}, 1.0f);
+    if (first == 0) w.add("attention.zero_key", {heads, kDepth}, 1.0f);
+    if (first == 0) w.add("attention.zero_value", {heads, kDepth}, 1.0f);
+    if (persistent > 0) w.add("attention.persistent_keys", {heads, persistent, kDepth}, 1.0f);
+    if (persistent > 0) w.add("attention.persistent_values", {heads, persistent, kDepth}, 1.0f);
+    w.add("spans", {heads}, static_cast<float>(window));
+  }
+  if (width > 0) {
+    w.add("feed_forward_norm", {kHidden}, 1.0f);
+    w.add("feed_forward_norm_bias", {kHidden}, 1.0f);
+    w.add("feed_forward.up", {width, kHidden}, 0.6f);
+    w.add("feed_forward.down", {kHidden, width}, 0.6f);
+  }
+  stack.add_layer({heads, kDepth, persistent, width, {window, 0, window, first, first == 0, 2.0f}, norm_first, 1e-5f},
+                  w.arrays);
+}
+
+struct Model {
+  Model(cpu::Kind kind, int threads) : compute(cpu::kernels(), threads), stack(kHidden, kind, compute) {
+    add_layer(stack, 3, 17, 7, 0, 0, true);
+    add_layer(stack, 0, 0, 1, 0, 5, true);
+    add_layer(stack, 1, 530, 33, 0, 0, false);
+    stack.grow(3);
+    for (int64_t slot = 0; slot < 3; ++slot) stack.restart(slot);
+    Weights w;
+    w.add("embedding.0", {kIds - 8, kHidden}, 1.0f);
+    w.add("embedding.1", {8, 3}, 1.0f);
+    w.add("embedding.1.projection", {kHidden, 3}, 1.0f);
+    w.add("head.0", {kIds - 8, kHidden}, 1.0f);
+    w.add("head.1", {8, 3}, 1.0f);
+    w.add("head.1.projection", {kHidden, 3}, 1.0f);
+    w.add("head.clusters", {1, kHidden}, 1.0f);
+    const cpu::VocabularyShape shape{kHidden,
+                                     {{0, kIds - 8, kHidden, 0, false, false}, {kIds - 8, 8, 3, 0, true, false}},
+                                     {{0, kIds - 8, kHidden, 0, false, false}, {kIds - 8, 8, 3, kIds - 8, true, true}},
+                                     true,
+                                     false,
+                                     0.0f,
+                                     1.5f};
+    vocabulary = std::make_unique<cpu::Vocabulary>(shape, kind, w.arrays, compute);
+  }
+
+  // -log p of `targets` for rows that continue the slots; `lengths` add up to the rows.
+  std::vector<float> run(const std::vector<int64_t>& ids, const std::vector<int64_t>& slots,
+                         const std::vector<int64_t>& starts, const std::vector<int64_t>& lengths) {
+    const auto rows = static_cast<int64_t>(ids.size());
+    std::vector<float> hidden(rows * kHidden), nll(rows);
+    std::vector<int64_t> targets;
+    for (const int64_t id : ids) targets.push_back((id * 7 + 3) % (kIds + 1) - 1);
+    vocabulary->embed(ids.data(), rows, hidden.data());
+    stack.step(hidden.data(), rows, {slots.data(), starts.data(), lengths.data(), static_cast<int64_t>(slots.size())},
+               nullptr);
+    vocabulary->target_nll(hidden.data(), rows, targets.data(), nll.data());
+    for (int64_t row = 0; row < rows; ++row) expect(std::isnan(nll[row]) == (targets[row] < 0), "NaN where no target");
+    for (float& value : nll) value = std::isnan(value) ? 0.0f : value;
+    return nll;
+  }
+
+  cpu::Compute compute;
+  cpu::Stack stack;
+  std::unique_ptr<cpu::Vocabulary> vocabulary;
+};
+
+bool near(const std::vector<float>& found, const std::vector<float>& expected) {
+  bool all = found.size() == expected.size();
+  for (std::size_t i = 0; all && i < found.size(); ++i) all = std::abs(found[i] - expected[i]) < 1e-3f;
+  return all;
+}
+
+void try_kind(cpu::Kind kind, const std::string& name) {
+  std::vector<int64_t> ids;
+  for (int64_t t = 0; t < 300; ++t) ids.push_back(t * t % kIds);
+  Model model(kind, 1), threaded(kind, 3);
+  const std::vector<float> whole = model.run(ids, {1}, {0}, {300});
+  expect(threaded.run(ids, {1}, {0}, {300}) == whole, name + ": 3 threads give the same bits");
+
+  model.stack.restart(1);
+  std::vector<float> single;
+  for (int64_t t = 0; t < 70; ++t) single.push_back(model.run({ids[t]}, {1}, {t}, {1})[0]);
+  expect(near(single, {whole.begin(), whole.begin() + 70}), name + ": one by one");
+
+  // Slot 1 goes on with 2 rows, slots 0 and 2 start with one and with 40.
+  std::vector<int64_t> rows{ids[70], ids[71], ids[0]};
+  rows.insert(rows.end(), ids.begin(), ids.begin() + 40);
+  std::vector<float> expected{whole[70], whole[71], whole[0]};
+  expected.insert(expected.end(), whole.begin(), whole.begin() + 40);
+  expect(near(model.run(rows, {1, 0, 2}, {70, 0, 0}, {2, 1, 40}), expected), name + ": ragged");
+}
+
+void try_refusals() {
+  Model model(cpu::Kind::kFloat32, 1);
+  for (const std::vector<int64_t>& slots : {std::vector<int64_t>{3}, {-1}}) {
+    bool refused = false;
+    try {
+      model.run({0}, slots, {0}, {1});
+    } catch (const headcount::CheckError& error) {
+      refused = error.argument == "slots";
+    }
+    expect(refused, "a slot that was not opened is refused");
+  }
+}
+
+}  // namespace
+
+int main() {
+  try_kind(cpu::Kind::kFloat32, "float32");
+  try_kind(cpu::Kind::kBFloat16, "bfloat16");
+  try_refusals();
+  std::printf("stack on %s: %s\n", cpu::kernels().name, failures == 0 ? "passed" : "failed");
+  return failures == 0 ? 0 : 1;
+}

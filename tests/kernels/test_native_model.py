@@ -1,0 +1,226 @@
+"""The native model's own checks: every argument that cannot be is refused by name, and nothing has changed afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine_kernels import _native, backends, native
+from engine_kernels.errors import KernelError
+from engine_kernels.native import ClusterShape, LayerShape, NativeModel
+
+HIDDEN, HEADS, DEPTH, PERSISTENT, REACH = 6, 3, 5, 17, 4
+SHAPE = LayerShape(HEADS, DEPTH, PERSISTENT, REACH, 0, REACH, 0, True, 0.0, 7, True, 1e-5)
+CLUSTERS = (ClusterShape(0, 9, HIDDEN, 9, False, False), ClusterShape(9, 4, 3, 9, True, True))
+TIED_TO = (ClusterShape(0, 9, HIDDEN, 9, False, False), ClusterShape(9, 4, 3, 10, True, False))
+
+
+def layer_arrays() -> dict[str, np.ndarray]:
+    shapes = {
+        "attention_norm": (HIDDEN,),
+        "attention_norm_bias": (HIDDEN,),
+        "feed_forward_norm": (HIDDEN,),
+        "feed_forward_norm_bias": (HIDDEN,),
+    }
+    shapes |= {f"attention.{name}": (HEADS * DEPTH, HIDDEN) for name in ("query", "key", "value")}
+    shapes |= {f"attention.persistent_{name}": (HEADS, PERSISTENT, DEPTH) for name in ("keys", "values")}
+    shapes |= {f"attention.{name}": (HEADS, DEPTH) for name in ("zero_key", "zero_value")}
+    shapes |= {"attention.output": (HIDDEN, HEADS * DEPTH), "attention.distances": (HEADS, REACH, DEPTH)}
+    shapes |= {"feed_forward.up": (7, HIDDEN), "feed_forward.down": (HIDDEN, 7)}
+    draw = np.random.default_rng(0)
+    return {name: draw.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def vocabulary_arrays() -> dict[str, np.ndarray]:
+    shapes = {"embedding.0": (9, HIDDEN), "embedding.1": (4, 3), "embedding.1.projection": (HIDDEN, 3), "head.0": (9, HIDDEN)}
+    shapes |= {"head.1": (4, 3), "head.1.projection": (HIDDEN, 3), "head.clusters": (1, HIDDEN)}
+    draw = np.random.default_rng(1)
+    return {name: draw.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def set_vocabulary(model: NativeModel, **changed: Any) -> None:
+    given = {"inputs": TIED_TO, "outputs": CLUSTERS, "arrays": vocabulary_arrays(), "clusters_read_hidden": True}
+    model.set_vocabulary(**(given | {"final_norm_eps": None, "embedding_scale": 1.0} | changed))
+
+
+@pytest.fixture
+def model() -> NativeModel:
+    """One layer, a plain first cluster and one tied tail; slots 0 and 1."""
+    model = NativeModel(HIDDEN, "float32", 1)
+    model.add_layer(SHAPE, layer_arrays())
+    set_vocabulary(model)
+    model.grow(2)
+    model.restart(0)
+    model.restart(1)
+    return model
+
+
+def integers(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def test_runs_a_row(model: NativeModel) -> None:
+    hidden = model.embed(integers(12))
+    assert model.step(hidden, integers(1), integers(0), integers(1)) is None
+    model.finish(hidden)
+    total = np.exp(model.head_log_probs(hidden)).sum()
+    assert np.isfinite(hidden).all() and total == pytest.approx(1, abs=1e-5)
+    nll = model.target_nll(hidden, integers(11))
+    assert nll == pytest.approx(-model.head_log_probs(hidden)[:, 9] - model.tail_log_probs(hidden, 1)[:, 2], abs=1e-5)
+
+
+def test_tied_rows_are_read_from_the_output_side(model: NativeModel) -> None:
+    arrays = vocabulary_arrays()
+    expected = arrays["head.1"] @ arrays["embedding.1.projection"].T
+    np.testing.assert_allclose(model.embed(np.arange(9, 13)), expected, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(model.embed(np.arange(9)), arrays["embedding.0"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "said", "work"),
+    [
+        ("ids", "from 0 to 12", lambda m: m.embed(integers(13))),
+        ("ids", "from 0 to 12", lambda m: m.embed(integers(3, -1))),
+        ("ids", "int64", lambda m: m.embed(np.array([1.0]))),
+        ("ids", "int64", lambda m: m.embed(np.array([1], np.int32))),
+        ("ids", "shape [?]", lambda m: m.embed(np.zeros((1, 1), np.int64))),
+        ("targets", "or -1", lambda m: m.target_nll(np.zeros((1, HIDDEN), np.float32), integers(13))),
+        ("targets", "shape [1]", lambda m: m.target_nll(np.zeros((1, HIDDEN), np.float32), integers(1, 2))),
+        ("hidden", "float32", lambda m: m.finish(np.zeros((1, HIDDEN)))),
+        ("hidden", "shape [?, 6]", lambda m: m.finish(np.zeros((1, HIDDEN + 1), np.float32))),
+        ("hidden", "contiguous", lambda m: m.finish(np.zeros((4, HIDDEN), np.float32)[::2])),
+        ("hidden", "may be written", lambda m: m.finish(np.frombuffer(bytes(4 * HIDDEN), np.float32).reshape(1, HIDDEN))),
+        (
+            "hidden",
+            "aligned",
+            lambda m: m.finish(np.frombuffer(bytearray(4 * HIDDEN + 1), np.uint8)[1:].view(np.float32).reshape(1, HIDDEN)),
+        ),
+        ("slot", "opened", lambda m: m.restart(2)),
+        ("slot", "opened", lambda m: m.restart(-1)),
+        ("slots", "opened", lambda m: step(m, 1, (2,), (0,), (1,))),
+        ("slots", "once", lambda m: step(m, 2, (1, 1), (0, 0), (1, 1))),
+        ("starts", "shape [2]", lambda m: step(m, 2, (0, 1), (0,), (1, 1))),
+        ("starts", "from 0", lambda m: step(m, 1, (0,), (-1,), (1,))),
+        ("lengths", "at least 1", lambda m: step(m, 1, (0, 1), (0, 0), (1, 0))),
+        ("lengths", "a sum of 3 rows", lambda m: step(m, 3, (0, 1), (0, 0), (1, 1))),
+        ("lengths", "at most all rows", lambda m: step(m, 1, (0,), (0,), (2**62,))),
+        (
+            "cluster",
+            "a tail from 1 to 1",
+            lambda m: m._model.tail_log_probs(np.zeros((1, HIDDEN), np.float32), 2, np.zeros((1, 4), np.float32)),
+        ),
+        (
+            "cluster",
+            "a tail from 1 to 1",
+            lambda m: m._model.tail_log_probs(np.zeros((1, HIDDEN), np.float32), 0, np.zeros((1, 9), np.float32)),
+        ),
+        ("out", "shape [1, 10]", lambda m: m._model.head_log_probs(np.zeros((1, HIDDEN), np.float32), np.zeros((1, 9), np.float32))),
+        (
+            "taps",
+            "shape [1, 1, 6]",
+            lambda m: m._model.step(*[np.zeros((1, HIDDEN), np.float32), *[integers(0)] * 3], np.zeros(6, np.float32)),
+        ),
+        ("model", "before any slot", lambda m: m.add_layer(SHAPE, layer_arrays())),
+    ],
+)
+def test_a_call_that_cannot_be_is_refused_by_name(model: NativeModel, argument: str, said: str, work: Callable[[NativeModel], Any]) -> None:
+    with pytest.raises(KernelError) as caught:
+        work(model)
+    assert caught.value.argument == argument and said in str(caught.value), str(caught.value)
+    test_runs_a_row(model)
+
+
+def step(model: NativeModel, rows: int, *sequences: tuple[int, ...]) -> None:
+    model.step(np.zeros((rows, HIDDEN), np.float32), *(integers(*values) for values in sequences))
+
+
+@pytest.mark.parametrize("name", [*layer_arrays()])
+def test_a_layer_without_an_array_or_with_one_of_another_shape_is_refused_by_its_name(name: str) -> None:
+    arrays = layer_arrays()
+    for wrong in (
+        {**arrays, name: arrays[name][:-1]},
+        {**arrays, name: arrays[name][None]},
+        {**arrays, name: arrays[name].astype(np.float64)},
+    ):
+        refused(name, lambda wrong=wrong: NativeModel(HIDDEN, "float32", 1).add_layer(SHAPE, wrong))
+    if name != "attention.distances":  # a layer may have none
+        missing = {other: array for other, array in arrays.items() if other != name}
+        refused(name, lambda: NativeModel(HIDDEN, "float32", 1).add_layer(SHAPE, missing))
+
+
+def test_a_refused_layer_leaves_the_model_as_it_was(model: NativeModel) -> None:
+    fresh = NativeModel(HIDDEN, "float32", 1)
+    refused("surplus", lambda: fresh.add_layer(SHAPE, layer_arrays() | {"surplus": np.zeros(1, np.float32)}))
+    fresh.add_layer(SHAPE, layer_arrays())
+    refused("surplus", lambda: set_vocabulary(fresh, arrays=vocabulary_arrays() | {"surplus": np.zeros(1, np.float32)}))
+    refused("model", lambda: fresh.embed(integers(1)))
+    set_vocabulary(fresh)
+    fresh.grow(2)
+    fresh.restart(1)
+    test_runs_a_row(fresh)
+
+
+@pytest.mark.parametrize(
+    ("argument", "shape"),
+    [
+        ("heads", {"heads": -1}),
+        ("head_dim", {"head_dim": 0}),
+        ("persistent", {"persistent": -1}),
+        ("reach", {"reach": 0}),
+        ("first", {"first": 2}),
+        ("segment", {"segment": -1}),
+        ("feed_forward", {"feed_forward": -1}),
+        ("spans", {"ramp": 3.0}),
+    ],
+)
+def test_a_layer_that_cannot_be_is_refused(argument: str, shape: dict[str, Any]) -> None:
+    refused(argument, lambda: NativeModel(HIDDEN, "float32", 1).add_layer(replace(SHAPE, **shape), layer_arrays()))
+
+
+@pytest.mark.parametrize(
+    ("argument", "changed"),
+    [
+        ("inputs", {"inputs": ()}),
+        ("inputs", {"inputs": TIED_TO[:1]}),
+        ("inputs", {"inputs": TIED_TO[::-1]}),
+        ("outputs", {"outputs": CLUSTERS[::-1]}),
+        ("head.0", {"outputs": (replace(CLUSTERS[0], width=5), CLUSTERS[1])}),
+        ("outputs", {"outputs": (CLUSTERS[0], replace(CLUSTERS[1], entry=10))}),
+        ("outputs", {"outputs": (CLUSTERS[0], replace(CLUSTERS[1], projected=False))}),
+        ("final_norm", {"final_norm_eps": 1e-5}),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_is_refused(argument: str, changed: dict[str, Any]) -> None:
+    refused(argument, lambda: set_vocabulary(NativeModel(HIDDEN, "float32", 1), **changed))
+
+
+@pytest.mark.parametrize(
+    ("argument", "given"), [("hidden", (0, "float32", 1)), ("dtype", (4, "float16", 1)), ("threads", (4, "float32", 5000))]
+)
+def test_a_model_that_cannot_be_is_refused(argument: str, given: tuple[int, str, int]) -> None:
+    refused(argument, lambda: NativeModel(*given))
+
+
+def test_threads_default_to_what_the_process_may_use() -> None:
+    assert NativeModel(4, "float32", None).threads == len(os.sched_getaffinity(0))
+
+
+def test_the_module_and_the_table_name_the_instruction_set() -> None:
+    assert native.instruction_set() == _native.instruction_set() in ("generic", "avx2", "avx512")
+    assert native.preferred_dtype() == "float32"
+    assert backends.resolve("cpu", "auto").name == "cpu"
+    assert "float16" in refused("backend", lambda: backends.resolve("cpu", "cpu", "float16"))
+    assert "cuda:1" in refused("backend", lambda: backends.resolve("cpu", "cuda:1"))
+    assert backends.resolve("auto", "auto").name == "cpu"
+
+
+def refused(argument: str, work: Callable[[], Any]) -> str:
+    with pytest.raises(KernelError) as caught:
+        work()
+    assert caught.value.argument == argument, str(caught.value)
+    return str(caught.value)
