@@ -128,7 +128,7 @@ def _read(
     """An engine directory as it stands, or a source converted in memory."""
     if not isinstance(path, (str, os.PathLike)) or not str(path):
         raise InputError(Problem("path", "a file or a directory", repr(path)))
-    if clash := [name for name in ("path", "format", "masked") if name in options]:  # parameters of read_source, none of the source's settings
+    if clash := [name for name in ("path", "format", "masked") if name in options]:  # parameters of read_source, no settings
         raise InputError([Problem(f"option {name}", "no such option here", repr(options[name])[:60]) for name in clash])
     if format != "auto" or not checkpoints.is_engine_directory(path):
         return read_source(path, format=format, config=config, heads=heads, masked=masked, **options)
