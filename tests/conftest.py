@@ -8,7 +8,7 @@ from typing import Any
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """What became of the damaged files of tests/engine/test_mutation.py."""
-    reports = [report for reports in terminalreporter.stats.values() for report in reports if hasattr(report, "user_properties")]
+    reports = [report for reports in terminalreporter.stats.values() for report in reports if hasattr(report, "when")]
     found = [value for report in reports if report.when == "call" for name, value in report.user_properties if name == "outcomes"]
     if not found:
         return
