@@ -34,7 +34,7 @@ def draw(rows: list[Row], path: Path) -> None:
         axes.set_title(f"{phase}, batch {batch}")
         axes.set_xlabel(f"heads kept of {dense.kept}")
         axes.set_ylabel("ms per segment" if phase == "prefill" else "ms per token")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.4 * max(_milliseconds(row, "50") for row in here))  # a lone slow sample must not flatten the rest
     figure.axes[0].legend()
     first = rows[0]
     figure.suptitle(f"{first.machine['processor']}, {first.threads} threads, backend {first.backend}, {first.dtype}", fontsize=9)

@@ -128,7 +128,7 @@ def _read(
     """An engine directory as it stands, or a source converted in memory."""
     if not isinstance(path, (str, os.PathLike)) or not str(path):
         raise InputError(Problem("path", "a file or a directory", repr(path)))
-    if clash := [name for name in ("path", "format", "masked") if name in options]:  # read_source's own, none of the source's settings
+    if clash := [name for name in ("path", "format", "masked") if name in options]:  # parameters of read_source, no settings
         raise InputError([Problem(f"option {name}", "no such option here", repr(options[name])[:60]) for name in clash])
     if format != "auto" or not checkpoints.is_engine_directory(path):
         return read_source(path, format=format, config=config, heads=heads, masked=masked, **options)
@@ -187,16 +187,19 @@ def _backend(backend: str, device: str, dtype: str) -> backends.Choice:
 
 
 def _require_memory(checkpoint: Checkpoint, dtype: str, source: str) -> None:
-    """Raise EngineError when weights and one sequence's cache cannot fit into the machine's memory."""
+    """Raise EngineError when weights, one sequence's cache and the rows by distance cannot fit into the machine's memory."""
     try:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return  # a system that does not say
     cost = model_cost(checkpoint.spec, dtype=dtype, rows=1)
-    needed = cost.weight_bytes + cost.kv_bytes
+    attentions = [layer.attention for layer in checkpoint.spec.layers]
+    rows_by_distance = sum(4 * a.heads * a.head_dim * (a.reach or 0) for a in attentions)  # formed at load in float32
+    needed = cost.weight_bytes + cost.kv_bytes + rows_by_distance
     if needed > physical:
+        parts = {"of weights": cost.weight_bytes, "of keys and values": cost.kv_bytes, "of rows by distance": rows_by_distance}
         expected = f"at most {physical / 2**30:.1f} GiB, the memory of this machine"
-        found = f"{needed / 2**30:.1f} GiB: {cost.weight_bytes / 2**30:.1f} of weights, {cost.kv_bytes / 2**30:.1f} of keys and values"
+        found = f"{needed / 2**30:.1f} GiB: " + ", ".join(f"{size / 2**30:.1f} {what}" for what, size in parts.items())
         raise EngineError(Problem("memory", expected, found), source=source, hint="load it in bfloat16, or keep fewer heads")
 
 

@@ -87,7 +87,7 @@ def read(directory: str | os.PathLike[str], *, check: bool = False) -> Checkpoin
 def destination(directory: str | os.PathLike[str]) -> Path:
     """The path of a directory to write; raises CheckpointError for what is no path."""
     if not isinstance(directory, (str, os.PathLike)) or not str(directory) or "\0" in str(directory):
-        raise CheckpointError(Problem("output directory", "a path", repr(directory)[:60]))
+        raise CheckpointError(f"output directory: {repr(directory)[:60]} is no path and cannot be written")
     return Path(directory)
 
 

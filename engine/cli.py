@@ -24,7 +24,9 @@ app = typer.Typer(
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A trained checkpoint: a file, or a directory holding exactly one.")]
 ModelPath = Annotated[str, typer.Argument(metavar="DIR", help="An engine directory, or any source `convert` accepts.")]
 Config = Annotated[str | None, typer.Option("--config", metavar="FILE", help="Configuration of the source, if not beside it.")]
-Heads = Annotated[str | None, typer.Option("--heads", metavar="FILE", help="JSON {layer: [pruned]}, JSON lists of kept heads, or .npy/.pt.")]
+Heads = Annotated[
+    str | None, typer.Option("--heads", metavar="FILE", help="JSON {layer: [pruned]}, JSON lists of kept heads, or .npy/.pt.")
+]
 Format = Annotated[str, typer.Option("--format", metavar="NAME", help="Source format; auto recognises it by its tensors.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="A value the source lacks, e.g. mem_length=192.")
@@ -152,9 +154,7 @@ def generate(
     with engine.load(path, backend=backend, dtype=dtype, threads=threads, config=config, heads=heads, **options) as model:
         if as_json:
             done = model.generate(words, max_new_tokens=max_new_tokens, **sampling)
-            print_json(
-                {"prompt": words, "text": done.text, "ids": list(done.ids), "finish_reason": done.finish_reason, "seed": done.seed}
-            )
+            print_json({"prompt": words, "text": done.text, "ids": list(done.ids), "finish_reason": done.finish_reason, "seed": done.seed})
             return
         tokens = model.stream(words, max_new_tokens=max_new_tokens, **sampling)  # wrong arguments raise here, before anything is printed
         print(words, end="", flush=True)

@@ -30,7 +30,7 @@ class Report:
         self.checkpoint = checkpoint
         self.spec = checkpoint.spec
         self.name = name or str(checkpoint.provenance.get("source", "model"))
-        chosen = dtype or stored_dtype(checkpoint)
+        chosen = stored_dtype(checkpoint) if dtype is None else dtype
         every_head = tuple(tuple(range(layer.attention.source_heads)) for layer in self.spec.layers)
         self.cost = model_cost(self.spec, dtype=chosen, rows=rows, batch=batch)
         self.dense = model_cost(self.spec.with_kept(every_head), dtype=chosen, rows=rows, batch=batch)

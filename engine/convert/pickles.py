@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,7 @@ def load_tensors(path: Path) -> LoadedFile:
             arrays[name] = array
     if problems:
         raise ConversionError(problems, source=source, hint=SAVE_HINT)
+    _check_records(path, state.values())
     return LoadedFile(_stripped(arrays, source), extras)
 
 
@@ -54,9 +57,11 @@ def load_array(path: Path) -> np.ndarray:
     """The one tensor a .pt file holds, such as a head mask; raises ConversionError for anything else."""
     _check_file(path)
     problems: list[Problem] = []
-    array = _to_array("the file", _torch_load(path), path.stat().st_size, problems)
+    value = _torch_load(path)
+    array = _to_array("the file", value, path.stat().st_size, problems)
     if array is None:
         raise ConversionError(problems, source=path.name, hint="save one tensor: torch.save(mask, 'mask.pt')")
+    _check_records(path, [value])
     return array
 
 
@@ -92,11 +97,32 @@ def _torch_load(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with path.open("rb") as file:
-                zipped = file.read(4) == b"PK\x03\x04"
-            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:  # damaged bytes make torch and pickle raise anything from KeyError to MemoryError
         raise _load_error(error, path) from error
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _check_records(path: Path, tensors: Iterable[Any]) -> None:
+    """Raise ConversionError where the pickle tells other sizes than the archive's records have.
+
+    torch takes its word when it maps a file, and a tensor would show the bytes of its neighbours.
+    """
+    if not _is_zip(path):
+        return
+    storages = {held.data_ptr(): held.nbytes() for held in (value.untyped_storage() for value in tensors) if held.nbytes()}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = Counter(record.file_size for record in archive.infolist() if "/data/" in record.filename)
+    except Exception as error:  # damaged archives make zipfile raise more than BadZipFile
+        raise _load_error(error, path) from error
+    if wrong := Counter(storages.values()) - records:
+        problem = Problem("file", "tensors as long as the records they lie in", f"one of {min(wrong)} bytes without such a record")
+        raise ConversionError(problem, source=path.name, hint="the file is truncated, damaged or of another kind")
 
 
 def _load_error(error: Exception, path: Path) -> ConversionError:

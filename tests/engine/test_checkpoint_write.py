@@ -171,7 +171,7 @@ def test_two_saves_at_once_leave_one_whole_directory(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     running = [subprocess.Popen([sys.executable, "-c", SAVING, str(tmp_path / "m"), seed], cwd=root, env=environment) for seed in "12"]
-    assert [process.wait(timeout=60) for process in running] == [0, 0]
+    assert [process.wait(timeout=300) for process in running] == [0, 0]
     found = read(tmp_path / "m", check=True)
     assert_same(found, random_checkpoint(found.provenance["seed"]))
 
