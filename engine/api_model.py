@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, overload
 
 import numpy as np
@@ -69,8 +69,8 @@ class Model:
         self._runner = self._checkpoint = None
 
     def explain(self) -> Explanation:
-        """The backend and why it was chosen; print it, or take to_dict()."""
-        return self._explanation
+        """The backend, why it was chosen, and what it has run so far; print it, or take to_dict()."""
+        return self._explanation if self._runner is None else replace(self._explanation, runner=self._runner.describe())
 
     def cost(self, **settings: Any) -> Cost:
         """FLOPs, parameters and bytes, as engine.cost.model_cost; dtype is the model's own unless given."""

@@ -81,7 +81,7 @@ def test_a_decode_that_differs_from_the_forward_pass_is_not_timed(
 
     monkeypatch.setattr(TorchRunner, "step", wrong)
     monkeypatch.setattr(serving, verb, lambda *_, **__: pytest.fail("timed"))
-    done = run(verb, model, "--output-json", tmp_path / "out.json", *SHORT)
+    done = run(verb, model, "--backend", "torch", "--output-json", tmp_path / "out.json", *SHORT)
     assert done.exit_code == 1 and isinstance(done.exception, EngineError) and "gate" in str(done.exception)
     assert not (tmp_path / "out.json").exists()
 

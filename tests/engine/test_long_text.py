@@ -34,7 +34,7 @@ def largest_tensor(work: Any) -> int:
 
 @pytest.fixture(scope="module")
 def model() -> engine.Model:
-    return engine.load(SOURCE, threads=1)
+    return engine.load(SOURCE, backend="torch", threads=1)
 
 
 def test_scoring_a_long_text_makes_no_tensor_larger_than_scoring_a_short_one(model: engine.Model) -> None:

@@ -1,6 +1,7 @@
 // The choice of the instruction set: names, the variable that forces one, refusals, call counters.
 #include "cpu/isa.h"
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "tests/expect.h"
@@ -22,7 +23,7 @@ int main() {
   const std::vector<std::string> names = isa_names();
   expect(!names.empty() && names.front() == "generic", "generic is everywhere");
   unsetenv("ENGINE_CPU_ISA");
-  expect(kernels().name == names.back(), "the best by default");
+  expect(kernels().name == names[std::min<std::size_t>(names.size(), 2) - 1], "the best proven one by default");
   setenv("ENGINE_CPU_ISA", "", 1);
   expect(kernels().name == names.back(), "an empty variable is none");
   for (const std::string& name : names) {
@@ -39,7 +40,8 @@ int main() {
     bool has = false;
     for (const std::string& known : names) has = has || known == name;
     setenv("ENGINE_CPU_ISA", name, 1);
-    expect(refused([] { kernels(); }) == (has ? "" : "ENGINE_CPU_ISA"), std::string("refused what the CPU lacks: ") + name);
+    expect(refused([] { kernels(); }) == (has ? "" : "ENGINE_CPU_ISA"),
+           std::string("refused what the CPU lacks: ") + name);
   }
   setenv("ENGINE_CPU_ISA", "AVX2", 1);
   expect(refused([] { kernels(); }) == "ENGINE_CPU_ISA", "unknown name in the variable refused");

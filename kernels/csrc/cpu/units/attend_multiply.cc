@@ -70,14 +70,22 @@ void multiply_tiles(const float* x, std::int64_t ldx, std::int64_t rows, std::in
 }
 
 // A narrow panel as float32: exact, so that unpacking first or on the fly gives the same bits.
-inline void unpack(const char* panel, Kind kind, std::int64_t k, float* to) {
-  const std::int64_t group = kind == Kind::kBFloat16 ? 2 : 4;  // what one lane's 4 bytes hold; a panel has whole ones
-  for (std::int64_t i = 0; i < k; i += group, panel += 64) {
-    float* column = to + i * kPanel;
-    if (kind == Kind::kBFloat16) {
-      for (int which = 0; which < 2; ++which) store(column + which * kPanel, load_bfloat16(panel, which));
-    } else {
-      for (int which = 0; which < 4; ++which) store(column + which * kPanel, load_int8(panel, which));
+template <Kind KIND>
+void unpack(const char* panel, std::int64_t k, float* to) {
+  constexpr int kGroup = KIND == Kind::kBFloat16 ? 2 : 4;  // numbers in a lane's 4 bytes; a panel has whole groups
+  for (std::int64_t i = 0; i < k; i += kGroup, panel += 64) {
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) {
+      const Bits group = *reinterpret_cast<const LooseBits*>(panel + part * kLanes * 4);
+#pragma GCC unroll 4
+      for (int which = 0; which < kGroup; ++which) {
+        Lanes column;
+        if constexpr (KIND == Kind::kBFloat16)
+          column = (Lanes)(which == 0 ? group << 16 : group & 0xFFFF0000u);
+        else
+          column = __builtin_convertvector((Ints)(group << (24 - 8 * which)) >> 24, Lanes);
+        *reinterpret_cast<LooseLanes*>(to + (i + which) * kPanel + part * kLanes) = column;
+      }
     }
   }
 }
@@ -90,7 +98,12 @@ inline void multiply_unpacked(const float* x, std::int64_t ldx, std::int64_t row
   for (std::int64_t panel = 0; panel < panels; panel += kTogether) {
     const std::int64_t count = panels - panel < kTogether ? panels - panel : kTogether;
     for (std::int64_t p = 0; p < count; ++p) {
-      unpack(b.data + (panel + p) * b.stride, b.kind, k, unpacked + p * kLongest * kPanel);
+      const char* narrow = b.data + (panel + p) * b.stride;
+      float* wide = unpacked + p * kLongest * kPanel;
+      if (b.kind == Kind::kBFloat16)
+        unpack<Kind::kBFloat16>(narrow, k, wide);
+      else
+        unpack<Kind::kInt8>(narrow, k, wide);
     }
     Columns columns = float_columns(unpacked, kLongest * kPanel, kPanel);
     columns.scale = b.scale == nullptr ? nullptr : b.scale + panel * kPanel;

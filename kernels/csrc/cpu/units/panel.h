@@ -69,32 +69,33 @@ HEADCOUNT_INLINE void multiply_float32(const float* x, std::int64_t ldx, const f
     });
 }
 
-HEADCOUNT_INLINE void load_pair(const char* pairs, Vec& even, Vec& odd) {
+// Element `which` of each lane's pair.
+HEADCOUNT_INLINE Vec load_bfloat16(const char* pairs, int which) {
+  Vec v;
 #pragma GCC unroll 4
   for (int i = 0; i < kParts; ++i) {
     const Bits pair = *reinterpret_cast<const LooseBits*>(pairs + i * kLanes * 4);
-    even.part[i] = (Lanes)(pair << 16);
-    odd.part[i] = (Lanes)(pair & 0xFFFF0000u);
+    v.part[i] = which == 0 ? (Lanes)(pair << 16) : (Lanes)(pair & 0xFFFF0000u);
   }
+  return v;
 }
 
-HEADCOUNT_INLINE void load_quad(const char* quads, int which, Vec& v) {
+// Element `which` of each lane's quad.
+HEADCOUNT_INLINE Vec load_int8(const char* quads, int which) {
+  Vec v;
 #pragma GCC unroll 4
   for (int i = 0; i < kParts; ++i) {
     const Bits quad = *reinterpret_cast<const LooseBits*>(quads + i * kLanes * 4);
     v.part[i] = __builtin_convertvector((Ints)(quad << (24 - 8 * which)) >> 24, Lanes);
   }
+  return v;
 }
 
 template <int ROWS, int PANELS>
 HEADCOUNT_INLINE void multiply_bfloat16(const float* x, std::int64_t ldx, const void* b, std::int64_t stride,
                                         std::int64_t k, Vec (&acc)[ROWS * PANELS]) {
   const char* panel = static_cast<const char*>(b);
-  const auto column = [&](int p, int which) __attribute__((always_inline)) {
-    Vec even, odd;
-    load_pair(panel + p * stride, even, odd);
-    return which == 0 ? even : odd;
-  };
+  const auto column = [&](int p, int which) __attribute__((always_inline)) { return load_bfloat16(panel + p * stride, which); };
   std::int64_t i = 0;
   for (; i + 2 <= k; i += 2, panel += 64) multiply_group<ROWS, PANELS, 2>(x + i, ldx, acc, column);
   if (i < k) multiply_group<ROWS, PANELS, 1>(x + i, ldx, acc, column);  // x ends here
@@ -107,9 +108,7 @@ HEADCOUNT_INLINE void multiply_int8(const float* x, std::int64_t ldx, const void
   const char* panel = static_cast<const char*>(b);
   int first = 0;
   const auto column = [&](int p, int which) __attribute__((always_inline)) {
-    Vec v;
-    load_quad(panel + p * stride, first + which, v);
-    return v;
+    return load_int8(panel + p * stride, first + which);
   };
   std::int64_t i = 0;
   for (; i + 4 <= k; i += 4, panel += 64) multiply_group<ROWS, PANELS, 4>(x + i, ldx, acc, column);
