@@ -119,7 +119,7 @@ void multiply(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t 
               std::int64_t panels, const Target& to) {
   if (b.kind == Kind::kFloat32)
     multiply_tiles<Kind::kFloat32>(x, ldx, rows, k, b, panels, to);
-  else if (rows > rows_at_once(b.kind))
+  else if (rows > rows_at_once(b.kind) && k <= kLongest)
     multiply_unpacked(x, ldx, rows, k, b, panels, to);
   else if (b.kind == Kind::kBFloat16)
     multiply_tiles<Kind::kBFloat16>(x, ldx, rows, k, b, panels, to);

@@ -22,9 +22,9 @@ struct Target {
   const float* rescale;  // [rows] or null
 };
 
-constexpr std::int64_t kLongest = 256;  // the most columns of a product: head_dim or kKeyBlock
+constexpr std::int64_t kLongest = 256;  // columns of a panel that may be unpacked; longer ones are read as they are
 
-// x [rows, k] against the first `panels` panels, k ≤ kLongest: panels outside, rows inside, so that a panel is read
+// x [rows, k] against the first `panels` panels: panels outside, rows inside, so that a panel is read
 // from memory once.
 void multiply(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, const Columns& b,
               std::int64_t panels, const Target& to);
