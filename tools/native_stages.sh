@@ -30,6 +30,51 @@ else
     skip "sanitizers" "the compiler here cannot build and run with -fsanitize=address,undefined"
 fi
 
+stage "the pool of threads under the thread sanitizer"
+if echo 'int main() {}' | "${CXX:-c++}" -x c++ -fsanitize=thread -o "$out/probe" - 2>/dev/null && "$out/probe"; then
+    "${CXX:-c++}" -std=c++17 -O1 -g -Wall -Wextra -Werror -fsanitize=thread -Ikernels/csrc -pthread \
+        kernels/csrc/tests/pool_test.cc kernels/csrc/cpu/pool.cc -o "$out/pool_thread_test"
+    "$out/pool_thread_test"
+else
+    skip "thread sanitizer" "the compiler here cannot build and run with -fsanitize=thread"
+fi
+
+# A tool of these stages: installed when this is root on Debian; success only where it is there in the end.
+have() {
+    command -v "$1" >/dev/null && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$2"; } >"$out/apt.log" 2>&1 || true
+    fi
+    command -v "$1" >/dev/null
+}
+lacks() { echo "$1 is not installed (Debian package: $2; installed here when this runs as root)"; }
+
+# Without the pool's test: qemu-user 7.2 fails assertions of its own when a forked child starts threads. The argument asks for less work.
+stage "AVX2 and generic kernels on an emulated Haswell, where any AVX-512 instruction is illegal"
+if [ "$(uname -m)" != x86_64 ]; then
+    skip "emulated Haswell" "this machine is $(uname -m)"
+elif have qemu-x86_64 qemu-user; then
+    for name in isa pack rows linear attend stack; do
+        qemu-x86_64 -cpu Haswell "$out/strict/kernels/${name}_test" 20 2>"$out/qemu.log" || { cat "$out/qemu.log"; exit 1; }
+    done
+else
+    skip "emulated Haswell" "$(lacks qemu-x86_64 qemu-user)"
+fi
+
+stage "generic kernels on an emulated aarch64"
+if ! have qemu-aarch64 qemu-user; then
+    skip "emulated aarch64" "$(lacks qemu-aarch64 qemu-user)"
+elif ! have aarch64-linux-gnu-g++ g++-aarch64-linux-gnu; then
+    skip "emulated aarch64" "$(lacks aarch64-linux-gnu-g++ g++-aarch64-linux-gnu)"
+else
+    cmake -S . -B "$out/aarch64" -G Ninja --log-level=ERROR -DHEADCOUNT_STRICT=ON -DHEADCOUNT_TESTS=ON -DHEADCOUNT_PYTHON=OFF \
+        -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ >/dev/null
+    cmake --build "$out/aarch64"
+    for name in all_finite isa pack rows linear attend stack; do
+        qemu-aarch64 -L /usr/aarch64-linux-gnu "$out/aarch64/kernels/${name}_test" 20
+    done
+fi
+
 stage "source distribution → wheel → import away from the checkout"
 rm -rf "$out/dist" "$out/installed"
 python -m build --no-isolation --outdir "$out/dist" . >"$out/build.log" 2>&1 || { cat "$out/build.log"; exit 1; }

@@ -28,7 +28,9 @@ float from_bfloat16(std::uint16_t half) {
 }
 
 // Bounds before the conversion, so that a NaN, which the loaders refuse, is no undefined behaviour here.
-std::int8_t to_int8(float x) { return static_cast<std::int8_t>(std::nearbyint(std::min(127.0f, std::max(-127.0f, x)))); }
+std::int8_t to_int8(float x) {
+  return static_cast<std::int8_t>(std::nearbyint(std::min(127.0f, std::max(-127.0f, x))));
+}
 
 struct Source {
   const float* w;
@@ -66,8 +68,9 @@ void fill(const Source& source, std::int64_t panel, Kind kind, PackedBuffer& pac
   } else {
     float* scale = packed.scale();
     for (std::int64_t row = panel * kPanel; row < (panel + 1) * kPanel; ++row) scale[row] = scale_of(source, row);
-    fill_panel(source, panel, 4, stored, reinterpret_cast<std::int8_t*>(out),
-               [scale](float x, std::int64_t row) { return scale[row] > 0.0f ? to_int8(x / scale[row]) : std::int8_t{0}; });
+    fill_panel(source, panel, 4, stored, reinterpret_cast<std::int8_t*>(out), [scale](float x, std::int64_t row) {
+      return scale[row] > 0.0f ? to_int8(x / scale[row]) : std::int8_t{0};
+    });
   }
 }
 
@@ -78,7 +81,8 @@ void PackedBuffer::Free::operator()(char* data) const { ::operator delete(data, 
 PackedBuffer::PackedBuffer(std::int64_t n, std::int64_t k, Kind kind) : n_(n), k_(k), kind_(kind) {
   check(n >= 0, "n", "0 or more rows", std::to_string(n));
   check(k >= 0, "k", "0 or more columns", std::to_string(k));
-  data_.reset(static_cast<char*>(::operator new(static_cast<std::size_t>(panels(n) * panel_bytes(k, kind)), kAlignment)));
+  data_.reset(
+      static_cast<char*>(::operator new(static_cast<std::size_t>(panels(n) * panel_bytes(k, kind)), kAlignment)));
   if (kind == Kind::kInt8) scale_.resize(static_cast<std::size_t>(panels(n) * kPanel));
 }
 

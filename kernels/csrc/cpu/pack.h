@@ -13,7 +13,7 @@ namespace headcount::cpu {
 // A packed matrix and the memory it lives in.
 class PackedBuffer {
  public:
-  PackedBuffer() = default;                                // n = 0
+  PackedBuffer() = default;                                 // n = 0
   PackedBuffer(std::int64_t n, std::int64_t k, Kind kind);  // not yet filled
 
   // Valid while the buffer is, also after it was moved.

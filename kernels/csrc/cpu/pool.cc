@@ -60,8 +60,8 @@ thread_local const void* working_for = nullptr;
 }  // namespace
 
 // One 64-bit ticket says which run is open and which chunk is next, so that a claim (compare-and-swap) can only succeed
-// in the run whose work was read: a thread that was asleep in between claims nothing, and nobody ever waits for a thread
-// that has claimed nothing.
+// in the run whose work was read: a thread that was asleep in between claims nothing, and nobody ever waits for a
+// thread that has claimed nothing.
 struct Pool::State {
   explicit State(int count) : size(count), claims(static_cast<std::size_t>(count)) {}
 
@@ -103,7 +103,9 @@ struct Pool::State {
     context.store(with, std::memory_order_release);
     ticket.store(run);
     if (count > 1 && sleepers.load() > 0) {
-      { const std::lock_guard<std::mutex> lock(sleep); }
+      {
+        const std::lock_guard<std::mutex> lock(sleep);
+      }
       wake.notify_all();
     }
   }
@@ -121,7 +123,9 @@ struct Pool::State {
       claims[static_cast<std::size_t>(thread)].count.fetch_add(1, std::memory_order_relaxed);
       do_chunk(call, with, chunk, thread);
       if (finished.fetch_add(1) + 1 == count && caller_sleeps.load()) {
-        { const std::lock_guard<std::mutex> lock(sleep); }
+        {
+          const std::lock_guard<std::mutex> lock(sleep);
+        }
         done.notify_all();
       }
       now = ticket.load(std::memory_order_acquire);

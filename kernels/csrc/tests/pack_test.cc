@@ -49,7 +49,8 @@ void try_matrix(std::int64_t n, std::int64_t k, Kind kind, bool transposed, Pool
   const std::int64_t row_stride = transposed ? 1 : ld, column_stride = transposed ? ld : 1;
   const PackedBuffer packed = pack(w.data(), n, k, row_stride, column_stride, kind, pool);
   const Packed view = packed.view();
-  const std::string name = "pack " + std::to_string(n) + "x" + std::to_string(k) + " kind " + std::to_string(static_cast<int>(kind));
+  const std::string name =
+      "pack " + std::to_string(n) + "x" + std::to_string(k) + " kind " + std::to_string(static_cast<int>(kind));
   expect(reinterpret_cast<std::uintptr_t>(view.data) % 64 == 0, name + ": aligned");
   expect(packed.bytes() == panels(n) * (panel_bytes(k, kind) + (kind == Kind::kInt8 ? 64 : 0)), name + ": bytes");
 
@@ -59,8 +60,7 @@ void try_matrix(std::int64_t n, std::int64_t k, Kind kind, bool transposed, Pool
     double largest = 0;
     for (std::int64_t c = 0; c < k && row < n; ++c)
       largest = std::max<double>(largest, std::fabs(w[row * row_stride + c * column_stride]));
-    if (kind == Kind::kInt8)
-      expect(std::fabs(view.scale[row] - largest / 127) <= 1e-7 * largest, name + ": scale");
+    if (kind == Kind::kInt8) expect(std::fabs(view.scale[row] - largest / 127) <= 1e-7 * largest, name + ": scale");
     for (std::int64_t c = 0; c < padded_k(k, kind); ++c) {
       const std::int64_t at = place(row, c, k, kind);
       const float x = row < n && c < k ? w[row * row_stride + c * column_stride] : 0.0f;
@@ -71,9 +71,7 @@ void try_matrix(std::int64_t n, std::int64_t k, Kind kind, bool transposed, Pool
         stored = bits(static_cast<std::uint32_t>(static_cast<const std::uint16_t*>(view.data)[at]) << 16);
       else
         stored = view.scale[row] * static_cast<const std::int8_t*>(view.data)[at];
-      const double allowed = kind == Kind::kFloat32    ? 0
-                             : kind == Kind::kBFloat16 ? std::fabs(x) / 256
-                                                       : largest / 253;
+      const double allowed = kind == Kind::kFloat32 ? 0 : kind == Kind::kBFloat16 ? std::fabs(x) / 256 : largest / 253;
       expect(std::fabs(stored - x) <= allowed, name + ": element");
       if (row < n && c < k) expect(back[row * k + c] == stored, name + ": unpack");
     }

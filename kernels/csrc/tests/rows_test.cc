@@ -32,7 +32,8 @@ void try_layer_norm(const Kernels& kernels, std::int64_t rows, std::int64_t widt
       for (std::int64_t i = 0; i < width; ++i) {
         const double plain = (x[row * width + i] - mean) * scale;
         const double exact = affine ? plain * gain[i] + bias[i] : plain;
-        const double allowed = 1e-6 * (std::fabs(plain) + 1) + 4e-7 * std::fabs(shift) * scale;  // of the mean's rounding
+        const double allowed =
+            1e-6 * (std::fabs(plain) + 1) + 4e-7 * std::fabs(shift) * scale;  // of the mean's rounding
         expect(std::fabs(y[row * width + i] - exact) <= allowed, "layer_norm width " + std::to_string(width));
       }
     }

@@ -51,7 +51,8 @@ void tile(const Linear& call, std::int64_t row, std::int64_t panel) {
   finish_tile(call, row, panel, ROWS, PANELS, sums);
 }
 
-// Finds the instance for `rows`, from a full tile down. `panels` is what fits a tile alone, what fits a full tile, or 1.
+// Finds the instance for `rows`, from a full tile down. `panels` is what fits a tile alone, what fits a full tile,
+// or 1.
 template <Kind KIND, int ROWS>
 void tile_of(std::int64_t rows, int panels, const Linear& call, std::int64_t row, std::int64_t panel) {
   constexpr int kAlone = panels_at_once(KIND, ROWS);

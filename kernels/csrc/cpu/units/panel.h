@@ -23,10 +23,12 @@ constexpr int accumulators(Kind kind) { return kind == Kind::kFloat32 ? 12 : 10;
 constexpr int rows_at_once(Kind kind) { return kLanes == 16 ? 12 : accumulators(kind) / kParts; }
 constexpr int kRows = rows_at_once(Kind::kFloat32);
 
-// Panels side by side that fill the accumulators for few rows: enough independent chains to hide the latency.
+// Panels side by side that fill the accumulators: for few rows enough independent chains to hide the latency of an
+// addition, for many half the broadcasts of x.
 constexpr int panels_at_once(Kind kind, int rows) {
   const int fit = accumulators(kind) / (rows * kParts);
-  return fit > 4 ? 4 : fit < 1 ? 1 : fit;
+  const int most = rows < 4 ? 4 : 2;
+  return fit > most ? most : fit < 1 ? 1 : fit;
 }
 
 // acc[row · PANELS + panel] += x[row, which] · column(panel, which) for the GROUP consecutive k that share a register.
@@ -57,8 +59,8 @@ HEADCOUNT_INLINE void multiply_group(const float* x, std::int64_t ldx, Vec (&acc
   }
 }
 
-// acc[row · PANELS + panel] += Σ_k x[row, k] · B[k, panel, lane], with `stride` bytes between two panels and `ldb` floats
-// between two k of one: 16 in a packed matrix, more for 16 columns of a row-major one.
+// acc[row · PANELS + panel] += Σ_k x[row, k] · B[k, panel, lane], with `stride` bytes between two panels and `ldb`
+// floats between two k of one: 16 in a packed matrix, more for 16 columns of a row-major one.
 template <int ROWS, int PANELS>
 HEADCOUNT_INLINE void multiply_float32(const float* x, std::int64_t ldx, const float* b, std::int64_t ldb,
                                        std::int64_t stride, std::int64_t k, Vec (&acc)[ROWS * PANELS]) {
@@ -95,7 +97,8 @@ template <int ROWS, int PANELS>
 HEADCOUNT_INLINE void multiply_bfloat16(const float* x, std::int64_t ldx, const void* b, std::int64_t stride,
                                         std::int64_t k, Vec (&acc)[ROWS * PANELS]) {
   const char* panel = static_cast<const char*>(b);
-  const auto column = [&](int p, int which) __attribute__((always_inline)) { return load_bfloat16(panel + p * stride, which); };
+  const auto column = [&](int p, int which)
+                          __attribute__((always_inline)) { return load_bfloat16(panel + p * stride, which); };
   std::int64_t i = 0;
   for (; i + 2 <= k; i += 2, panel += 64) multiply_group<ROWS, PANELS, 2>(x + i, ldx, acc, column);
   if (i < k) multiply_group<ROWS, PANELS, 1>(x + i, ldx, acc, column);  // x ends here
@@ -107,9 +110,8 @@ HEADCOUNT_INLINE void multiply_int8(const float* x, std::int64_t ldx, const void
                                     std::int64_t k, Vec (&acc)[ROWS * PANELS]) {
   const char* panel = static_cast<const char*>(b);
   int first = 0;
-  const auto column = [&](int p, int which) __attribute__((always_inline)) {
-    return load_int8(panel + p * stride, first + which);
-  };
+  const auto column = [&](int p, int which)
+                          __attribute__((always_inline)) { return load_int8(panel + p * stride, first + which); };
   std::int64_t i = 0;
   for (; i + 4 <= k; i += 4, panel += 64) multiply_group<ROWS, PANELS, 4>(x + i, ldx, acc, column);
   for (; i < k; ++i, ++first) multiply_group<ROWS, PANELS, 1>(x + i, ldx, acc, column);  // x ends here

@@ -5,7 +5,13 @@
 
 namespace headcount::cpu::HEADCOUNT_UNIT {
 
-const Kernels table = {HEADCOUNT_NAME(HEADCOUNT_UNIT), linear,      layer_norm,  attend_rows,
-                       attend_persistent,              attend_ring, log_sum_exp, add_constant};
+const Kernels table = {HEADCOUNT_NAME(HEADCOUNT_UNIT),
+                       linear,
+                       layer_norm,
+                       attend_rows,
+                       attend_persistent,
+                       attend_ring,
+                       log_sum_exp,
+                       add_constant};
 
 }  // namespace headcount::cpu::HEADCOUNT_UNIT
