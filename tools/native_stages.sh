@@ -43,7 +43,7 @@ fi
 have() {
     command -v "$1" >/dev/null && return
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$2"; } >"$out/apt.log" 2>&1 || true
+        { timeout 300 apt-get update && DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y --no-install-recommends "$2"; } >"$out/apt.log" 2>&1 || true
     fi
     command -v "$1" >/dev/null
 }
