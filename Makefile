@@ -17,6 +17,7 @@ test: setup
 lint: setup
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
+	$(VENV)/python -m bench report --check
 
 types: setup
 	$(VENV)/mypy

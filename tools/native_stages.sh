@@ -23,7 +23,7 @@ ctest --test-dir "$out/strict" --output-on-failure
 stage "C++ tests under the address and undefined behaviour sanitizers"
 if echo 'int main() {}' | "${CXX:-c++}" -x c++ -fsanitize=address,undefined -o "$out/probe" - 2>/dev/null && "$out/probe"; then
     cmake -S . -B "$out/sanitize" -G Ninja --log-level=ERROR -DHEADCOUNT_STRICT=ON -DHEADCOUNT_TESTS=ON -DHEADCOUNT_PYTHON=OFF \
-        -DHEADCOUNT_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null
+        -DHEADCOUNT_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null
     cmake --build "$out/sanitize"
     ctest --test-dir "$out/sanitize" --output-on-failure
 else
