@@ -11,7 +11,7 @@ import numpy as np
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError, Problem
 from engine.spec import AttentionSpec, Cluster, Embedding, LayerSpec, ModelSpec, OutputCluster, Table, Vocabulary
-from engine.surgery import prune
+from engine.surgery import mask, prune
 
 Kept = tuple[tuple[int, ...], ...]  # head numbers per layer
 
@@ -160,9 +160,7 @@ def choose_heads(shape: Geometry, counts: Sequence[int], seed: int = 0) -> Kept:
 
 def masked(dense: Checkpoint, kept: Kept) -> Checkpoint:
     """The dense model with the other heads' outputs multiplied by 0: as much work as dense, the answers of compact."""
-    every = [layer.attention.kept for layer in dense.spec.layers]
-    scales = [[float(head in heads) for head in all_heads] for all_heads, heads in zip(every, kept, strict=True)]
-    return prune(dense, every, scales)
+    return mask(dense, kept)
 
 
 def compact(dense: Checkpoint, kept: Kept) -> Checkpoint:
