@@ -163,10 +163,11 @@ class Model:
     def forward(self, ids: Any) -> Any:
         """log_probs as the backend's own tensor [B, T, vocab], on its device and whatever its size; Unsupported where it has none."""
         self._steps.check_open()
+        rows = rectangle(ids, self.spec.vocab)
         own = getattr(self._runner, "forward", None)
         if own is None:
             raise Unsupported(Problem("forward", "a backend with tensors of its own", self._explanation.backend))
-        return own(rectangle(ids, self.spec.vocab))
+        return own(rows)
 
     def _tokens(self, started: Generation) -> Generator[Token, None, None]:
         tokens = generation.generate(self._steps, [started])

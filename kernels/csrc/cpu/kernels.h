@@ -36,10 +36,21 @@ constexpr std::int64_t panel_bytes(std::int64_t k, Kind kind) {
   return padded_k(k, kind) * kPanel * (kind == Kind::kFloat32 ? 4 : kind == Kind::kBFloat16 ? 2 : 1);
 }
 
+// What `narrow` makes of float32 rows for a kind whose dot instructions read less than float32: bfloat16 pairs, or
+// sixteen-bit whole numbers x = scale · number, one scale per row, of which a product with int8 weights is exact in 32
+// bits. A row takes narrowed_stride floats, an odd number of cache lines, so that rows do not fall on one another.
+constexpr std::int64_t narrowed_stride(std::int64_t k) { return (k + 31) / 32 * 16 | 16; }
+
+// The largest of those whole numbers: k products with 127 stay below 2^31.
+constexpr std::int64_t narrowed_levels(std::int64_t k) {
+  const std::int64_t fit = 2147483647 / (127 * (k + 4));
+  return fit < 32767 ? fit : 32767;
+}
+
 // y[r, i] = residual[r, i] + activation(Σ_k x[r, k] · W[i, k] + bias[i]); x [rows, k] with row stride ldx, y and
 // residual with row stride ldy.
 struct Linear {
-  const float* x;
+  const float* x;  // or narrowed rows, where the unit narrows the kind of w
   std::int64_t ldx;
   std::int64_t rows;
   const Packed* w;
@@ -48,6 +59,7 @@ struct Linear {
   float* y;
   std::int64_t ldy;
   bool relu;
+  const float* x_scale = nullptr;  // [rows] of narrowed rows against int8
 };
 
 // The constants of one head of a layer.
@@ -119,6 +131,10 @@ struct AttendRing {
 
 struct Kernels {
   const char* name;
+  bool narrows[3];  // by Kind: whether `linear` reads narrowed rows
+  // Rows of x → to [rows, narrowed_stride(k)], scale [rows] for int8; a NaN or an infinity becomes a NaN of the result.
+  void (*narrow)(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, Kind kind, float* to,
+                 float* scale);
   void (*linear)(const Linear& call, std::int64_t panel_begin, std::int64_t panel_end);
   void (*layer_norm)(const float* x, const float* gain, const float* bias, std::int64_t rows, std::int64_t width,
                      float eps, float* y);

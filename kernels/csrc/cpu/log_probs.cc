@@ -54,14 +54,20 @@ void Vocabulary::log_mass(const Packed& w, const float* bias, const float* x, st
   float* partials = partials_.need(2 * rows * blocks);
   float* scratch = compute_.for_threads(kRows * kColumns);
   const std::int64_t stride = compute_.thread_stride;
+  const Linear whole = compute_.narrowed({x, w.k, rows, &w, nullptr, nullptr, nullptr, kColumns, false});
   compute_.pool.run(chunks, [&](std::int64_t chunk, int thread) {
     const std::int64_t block = chunk % blocks, column = block * kColumns, first = chunk / blocks * kRows;
     const std::int64_t count = std::min(kRows, rows - first);
     const Packed part = panel_range(w, column / kPanel, std::min(panels(w.n), (column + kColumns) / kPanel));
     float* y = scratch + thread * stride;
-    compute_.kernels.linear(
-        {x + first * w.k, w.k, count, &part, bias == nullptr ? nullptr : bias + column, nullptr, y, kColumns, false}, 0,
-        panels(part.n));
+    Linear logit = whole;
+    logit.x += first * whole.ldx;
+    logit.rows = count;
+    logit.w = &part;
+    logit.bias = bias == nullptr ? nullptr : bias + column;
+    logit.y = y;
+    if (logit.x_scale != nullptr) logit.x_scale += first;
+    compute_.kernels.linear(logit, 0, panels(part.n));
     for (std::int64_t row = 0; row < count; ++row) {
       float* own = partials + 2 * ((first + row) * blocks + block);
       compute_.kernels.log_sum_exp(y + row * kColumns, part.n, own, own + 1);

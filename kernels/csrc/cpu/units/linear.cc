@@ -1,4 +1,5 @@
 #include "cpu/units/panel.h"
+#include "cpu/units/tiles.h"
 #include "cpu/units/unit.h"
 
 namespace {
@@ -12,7 +13,7 @@ HEADCOUNT_INLINE void finish(const Linear& call, std::int64_t row, std::int64_t 
   const bool whole = count >= kPanel;
   const auto read = [&](const float* p) { return whole ? load(p) : load(p, count, 0.0f); };
   const std::int64_t at = row * call.ldy + column;
-  if (call.w->kind == Kind::kInt8) sum = sum * load(call.w->scale + column);
+  if (call.w->kind == Kind::kInt8) sum = sum * (load(call.w->scale + column) * broadcast(call.x_scale[row]));
   if (call.bias != nullptr) sum = sum + read(call.bias + column);
   if (call.relu) sum = max(broadcast(0.0f), sum);
   if (call.residual != nullptr) sum = read(call.residual + at) + sum;
@@ -87,12 +88,37 @@ void multiply(const Linear& call, std::int64_t panel_begin, std::int64_t panel_e
   }
 }
 
+#if defined(HEADCOUNT_TILES)
+void multiply_tiled(const Linear& call, std::int64_t panel_begin, std::int64_t panel_end) {
+  const std::int64_t stride = panel_bytes(call.w->k, Kind::kBFloat16), n = call.w->n;
+  alignas(64) float sums[kTiledRows * 2 * kPanel];
+  for (std::int64_t row = 0; row < call.rows; row += kTiledRows) {
+    const std::int64_t rows = call.rows - row < kTiledRows ? call.rows - row : kTiledRows;
+    shape_tiles(rows);
+    for (std::int64_t panel = panel_begin; panel < panel_end; panel += 2) {
+      const char* left = static_cast<const char*>(call.w->data) + panel * stride;
+      const bool two = panel + 1 < panel_end;
+      multiply_by_tiles(call.x + row * call.ldx, call.ldx, rows, call.w->k, left, two ? left + stride : nullptr, sums);
+      for (std::int64_t i = 0; i < rows; ++i)
+        for (std::int64_t p = 0; p < (two ? 2 : 1); ++p) {
+          const std::int64_t column = (panel + p) * kPanel;
+          finish(call, row + i, column, n - column, load(sums + (i * 2 + p) * kPanel));
+        }
+    }
+  }
+  release_tiles();
+}
+#endif
+
 }  // namespace
 
 namespace headcount::cpu::HEADCOUNT_UNIT {
 
 void linear(const Linear& call, std::int64_t panel_begin, std::int64_t panel_end) {
   if (call.rows == 0) return;
+#if defined(HEADCOUNT_TILES)
+  if (call.w->kind == Kind::kBFloat16 && call.rows >= kFewestTiled) return multiply_tiled(call, panel_begin, panel_end);
+#endif
   switch (call.w->kind) {
     case Kind::kFloat32:
       return multiply<Kind::kFloat32>(call, panel_begin, panel_end);
