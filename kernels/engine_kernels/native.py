@@ -19,8 +19,9 @@ _FLOATS: dict[np.dtype[Any], tuple[int, type[np.unsignedinteger[Any]]]] = {
     np.dtype(np.float16): (2, np.uint16),
     np.dtype(ml_dtypes.bfloat16): (3, np.uint16),
 }
+_ACTIVATIONS = {"relu": 1, "gelu": 2, "gelu_tanh": 3}  # their codes in csrc/cpu/kernels.h
 _WEIGHTS = {"float32": 0, "bfloat16": 3}
-_MULTIPLIES_BFLOAT16: tuple[str, ...] = ()  # no unit with bfloat16 dot products is built yet
+_MULTIPLIES_BFLOAT16 = ("avx512_bf16", "amx", "emulated")
 
 
 def all_finite(array: np.ndarray[Any, Any]) -> bool:
@@ -54,7 +55,10 @@ def preferred_dtype() -> str:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """The integers of one layer; heads 0 = no attention, feed_forward 0 = none. The others as in ops.Visibility; ramp 0 = no spans."""
+    """The integers of one layer; heads 0 = no attention, feed_forward 0 = none. The others as in ops.Visibility; ramp 0 = no spans.
+
+    both: a row sees every key of its sequence, which comes whole (encoders); window, segment and reach are 0 then.
+    """
 
     heads: int
     head_dim: int
@@ -68,6 +72,8 @@ class LayerShape:
     feed_forward: int
     norm_first: bool
     norm_eps: float
+    both: bool = False
+    activation: str = "relu"
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,10 @@ class NativeModel:
 
     def add_layer(self, shape: LayerShape, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Pack a layer behind the last; arrays float32 by the names the model gives them, none of which is kept."""
-        self._model.add_layer(**asdict(shape), arrays=_contiguous(arrays))
+        if shape.activation not in _ACTIVATIONS:
+            raise KernelError("activation", ", ".join(_ACTIVATIONS), repr(shape.activation))
+        codes = asdict(shape) | {"activation": _ACTIVATIONS[shape.activation]}
+        self._model.add_layer(**codes, arrays=_contiguous(arrays))
         self._layers += 1
 
     def set_vocabulary(

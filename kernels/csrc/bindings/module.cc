@@ -157,12 +157,14 @@ class NativeModel {
         process_(getpid()) {}
 
   void add_layer(std::int64_t heads, std::int64_t head_dim, std::int64_t persistent, std::int64_t window,
-                 std::int64_t segment, std::int64_t reach, int first, bool attended_zeros, float ramp,
-                 std::int64_t feed_forward, bool norm_first, float norm_eps, const py::dict& arrays) {
+                 std::int64_t segment, std::int64_t reach, int first, bool attended_zeros, float ramp, bool both,
+                 std::int64_t feed_forward, int activation, bool norm_first, float norm_eps, const py::dict& arrays) {
     const NamedArguments given(arrays);
-    const cpu::Visibility see{window, segment, reach, first, attended_zeros, ramp};
+    const cpu::Visibility see{window, segment, reach, first, attended_zeros, ramp, both};
     run([&] {
-      stack_.add_layer({heads, head_dim, persistent, feed_forward, see, norm_first, norm_eps}, given.arrays);
+      stack_.add_layer({heads, head_dim, persistent, feed_forward, static_cast<cpu::Activation>(activation), see,
+                        norm_first, norm_eps},
+                       given.arrays);
     });
   }
 
@@ -277,8 +279,8 @@ PYBIND11_MODULE(_native, module) {
       .def(py::init<std::int64_t, int, int>(), py::arg("hidden"), py::arg("dtype"), py::arg("threads"))
       .def("add_layer", &NativeModel::add_layer, py::kw_only(), py::arg("heads"), py::arg("head_dim"),
            py::arg("persistent"), py::arg("window"), py::arg("segment"), py::arg("reach"), py::arg("first"),
-           py::arg("attended_zeros"), py::arg("ramp"), py::arg("feed_forward"), py::arg("norm_first"),
-           py::arg("norm_eps"), py::arg("arrays"))
+           py::arg("attended_zeros"), py::arg("ramp"), py::arg("both"), py::arg("feed_forward"), py::arg("activation"),
+           py::arg("norm_first"), py::arg("norm_eps"), py::arg("arrays"))
       .def("set_vocabulary", &NativeModel::set_vocabulary, py::kw_only(), py::arg("inputs"), py::arg("outputs"),
            py::arg("clusters_read_hidden"), py::arg("final_norm_eps"), py::arg("embedding_scale"), py::arg("arrays"))
       .def("grow", &NativeModel::grow, py::arg("slots"))

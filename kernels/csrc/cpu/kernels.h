@@ -47,6 +47,8 @@ constexpr std::int64_t narrowed_levels(std::int64_t k) {
   return fit < 32767 ? fit : 32767;
 }
 
+enum class Activation : int { kNone = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3 };
+
 // y[r, i] = residual[r, i] + activation(Σ_k x[r, k] · W[i, k] + bias[i]); x [rows, k] with row stride ldx, y and
 // residual with row stride ldy.
 struct Linear {
@@ -58,7 +60,7 @@ struct Linear {
   const float* residual;  // or null
   float* y;
   std::int64_t ldy;
-  bool relu;
+  Activation activation;
   const float* x_scale = nullptr;  // [rows] of narrowed rows against int8
 };
 
@@ -72,12 +74,14 @@ struct HeadTables {
   float span;                  // adaptive span in tokens; used where ramp > 0
 };
 
-// Which keys a row sees, as in engine_kernels/ops.py Visibility; ramp 0 = no adaptive span.
+// Which keys a row sees, as in engine_kernels/ops.py Visibility; ramp 0 = no adaptive span. both: every key of its
+// sequence, before and behind it (encoders); reach is 0 then, and there is no relative term.
 struct Visibility {
   std::int64_t window, segment, reach;
   int first;
   bool attended_zeros;
   float ramp;
+  bool both = false;
 };
 
 // Prefill: `rows` ≤ kQueryRows consecutive rows of one sequence and one head, one softmax over their visible keys and
@@ -89,14 +93,15 @@ struct AttendRows {
   std::int64_t head_dim;
   const HeadTables* head;
   const Visibility* see;
-  const float* keys;  // the sequence's W + T keys in order of position, float32 panels [panels(W + T)][D][16]: key W +
-                      // i is new row i
+  // The sequence's W + T keys in order of position, float32 panels [panels(W + T)][D][16]: key W + i is new row i.
+  const float* keys;
   const float* values;    // [W + T, D], row stride D
   std::int64_t row;       // index of the first query row among the T new rows
   std::int64_t position;  // of that row in the stream
   float* out;             // [rows, D], row stride ldo
   std::int64_t ldo;
-  float* scratch;  // attend_rows_scratch(head_dim, reach, persistent) floats, 64-byte aligned
+  float* scratch;          // attend_rows_scratch(head_dim, reach, persistent) floats, 64-byte aligned
+  std::int64_t count = 0;  // T; read only where see->both
 };
 
 // Decode, shared part: all B rows of the batch for one head against persistent vectors [begin, end) (multiples of 16,

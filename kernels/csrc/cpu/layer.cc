@@ -16,12 +16,16 @@ void check_shape(const LayerShape& shape) {
   };
   at_least("heads", shape.heads, 0);
   at_least("feed_forward", shape.feed_forward, 0);
+  const int activation = static_cast<int>(shape.activation);
+  check(activation >= 0 && activation <= 3, "activation", "a code from 0 to 3", std::to_string(activation));
   if (shape.heads == 0) return;
   at_least("head_dim", shape.head_dim, 1);
   at_least("persistent", shape.persistent, 0);
   at_least("window", shape.see.window, 0);
   at_least("segment", shape.see.segment, 0);
-  at_least("reach", shape.see.reach, 1);
+  at_least("reach", shape.see.reach, shape.see.both ? 0 : 1);
+  check(!shape.see.both || shape.see.reach == 0, "reach", "0 where rows see both ways",
+        std::to_string(shape.see.reach));
   check(shape.see.first == 0 || shape.see.first == 1, "first", "0 or 1", std::to_string(shape.see.first));
 }
 

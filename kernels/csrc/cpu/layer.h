@@ -16,6 +16,7 @@ struct LayerShape {
   std::int64_t head_dim;
   std::int64_t persistent;
   std::int64_t feed_forward;
+  Activation activation;  // of the feed-forward
   Visibility see;
   bool norm_first;
   float norm_eps;

@@ -21,19 +21,20 @@ const float* Vocabulary::projected(const float* hidden, std::int64_t rows, std::
   if (!shape_.outputs[cluster].projected) return hidden;
   const Packed w = outputs_[cluster].projection.view();
   float* y = projected_.need(rows * w.n);
-  compute_.linear({hidden, shape_.hidden, rows, &w, nullptr, nullptr, y, w.n, false});
+  compute_.linear({hidden, shape_.hidden, rows, &w, nullptr, nullptr, y, w.n, Activation::kNone});
   return y;
 }
 
 void Vocabulary::head_log_probs(const float* hidden, std::int64_t rows, float* out) {
   const float* first = projected(hidden, rows, 0);
   const Packed words = outputs_[0].rows.view();
-  compute_.linear({first, words.k, rows, &words, data_or_null(outputs_[0].bias), nullptr, out, head_width(), false});
+  compute_.linear(
+      {first, words.k, rows, &words, data_or_null(outputs_[0].bias), nullptr, out, head_width(), Activation::kNone});
   if (tails() > 0) {
     const Packed entries = entries_.view();
     const float* x = shape_.clusters_read_hidden ? hidden : first;
-    compute_.linear(
-        {x, entries.k, rows, &entries, data_or_null(entries_bias_), nullptr, out + words.n, head_width(), false});
+    compute_.linear({x, entries.k, rows, &entries, data_or_null(entries_bias_), nullptr, out + words.n, head_width(),
+                     Activation::kNone});
   }
   compute_.log_softmax(out, rows, head_width());
 }
@@ -42,7 +43,8 @@ void Vocabulary::tail_log_probs(const float* hidden, std::int64_t rows, std::int
   const std::int64_t width = tail_width(cluster);
   const float* x = projected(hidden, rows, cluster);
   const Packed words = outputs_[cluster].rows.view();
-  compute_.linear({x, words.k, rows, &words, data_or_null(outputs_[cluster].bias), nullptr, out, width, false});
+  compute_.linear(
+      {x, words.k, rows, &words, data_or_null(outputs_[cluster].bias), nullptr, out, width, Activation::kNone});
   compute_.log_softmax(out, rows, width);
 }
 
@@ -54,7 +56,7 @@ void Vocabulary::log_mass(const Packed& w, const float* bias, const float* x, st
   float* partials = partials_.need(2 * rows * blocks);
   float* scratch = compute_.for_threads(kRows * kColumns);
   const std::int64_t stride = compute_.thread_stride;
-  const Linear whole = compute_.narrowed({x, w.k, rows, &w, nullptr, nullptr, nullptr, kColumns, false});
+  const Linear whole = compute_.narrowed({x, w.k, rows, &w, nullptr, nullptr, nullptr, kColumns, Activation::kNone});
   compute_.pool.run(chunks, [&](std::int64_t chunk, int thread) {
     const std::int64_t block = chunk % blocks, column = block * kColumns, first = chunk / blocks * kRows;
     const std::int64_t count = std::min(kRows, rows - first);

@@ -168,7 +168,7 @@ void Vocabulary::embed(const std::int64_t* ids, std::int64_t rows, float* hidden
     if (cluster.projected) {
       float* y = projected_.need(count * shape_.hidden);
       const Packed w = input_projections_[i].view();
-      compute_.linear({gathered, cluster.width, count, &w, nullptr, nullptr, y, shape_.hidden, false});
+      compute_.linear({gathered, cluster.width, count, &w, nullptr, nullptr, y, shape_.hidden, Activation::kNone});
       result = y;
     }
     for (std::int64_t m = 0; m < count; ++m)
