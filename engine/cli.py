@@ -110,7 +110,10 @@ def verify(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare a model with its source run in full, layer by layer; with --text also what bfloat16 and int8 change in its likelihood."""
+    """Compare a model with its source run in full, layer by layer.
+
+    With --text also what bfloat16 and int8 change in the likelihood of that text.
+    """
     options = parse_options(option)
     import engine
     from engine.precision import compare_precisions, print_precisions
