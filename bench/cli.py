@@ -24,6 +24,7 @@ app = typer.Typer(
 Source = Annotated[str, typer.Argument(metavar="MODEL", help="An engine directory, or any source `headcount convert` accepts.")]
 Backend = Annotated[str, typer.Option("--backend", help="auto, cuda, triton, cpu or torch.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+Quantization = Annotated[str | None, typer.Option("--quantization", help="int8: weights as int8, the rest in --dtype.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads; the backend's own number by default.")]
 Config = Annotated[str | None, typer.Option("--config", help="Configuration of the source, where it does not lie beside it.")]
 Heads = Annotated[str | None, typer.Option("--heads", help="As for convert: heads to prune or keep.")]
@@ -108,6 +109,7 @@ def latency(
     heads: Heads = None,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
+    quantization: Quantization = None,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -116,7 +118,7 @@ def latency(
     from bench import serving
 
     lengths, options = serving.Lengths(input_len, output_len), _given(config=config, heads=heads)
-    with engine.load(model, backend=backend, dtype=dtype, threads=threads, **options) as loaded:
+    with engine.load(model, backend=backend, dtype=dtype, quantization=quantization, threads=threads, **options) as loaded:
         gate = serving.require_right(loaded, lengths)
         found = serving.latency(loaded, lengths, batch_size=batch_size, warmup=num_iters_warmup, iterations=num_iters, quiet=quiet)
         about = {"input_len": input_len, "output_len": output_len, "batch_size": batch_size}
@@ -137,6 +139,7 @@ def throughput(
     heads: Heads = None,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
+    quantization: Quantization = None,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -145,7 +148,7 @@ def throughput(
     from bench import serving
 
     lengths, options = serving.Lengths(input_len, output_len), _given(config=config, heads=heads)
-    with engine.load(model, backend=backend, dtype=dtype, threads=threads, **options) as loaded:
+    with engine.load(model, backend=backend, dtype=dtype, quantization=quantization, threads=threads, **options) as loaded:
         gate = serving.require_right(loaded, lengths)
         found = serving.throughput(loaded, lengths, num_prompts=num_prompts, quiet=quiet)
         about = {"input_len": input_len, "output_len": output_len} | serving.described(model, loaded, gate, options)

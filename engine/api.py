@@ -18,7 +18,7 @@ from engine.convert import read_source
 from engine.convert.base import ConversionReport
 from engine.convert.heads import read_heads
 from engine.cost import model_cost
-from engine.errors import BackendUnavailable, ConversionError, EngineError, InputError, Problem, SpecMismatch, Unsupported
+from engine.errors import BackendUnavailable, ConversionError, EngineError, InputError, Problem, SpecMismatch
 from engine.model.fold import fold
 from engine.model.plan import compile_stack
 from engine.model.runner import Limits, Runner
@@ -54,14 +54,13 @@ def load(
     """Load a model from an engine directory, or from any source format, converted in memory.
 
     backend: auto, cuda, triton, cpu or torch; named, it runs or is an error.  dtype: float32, bfloat16, float16 (fp32, bf16, fp16), auto =
-    float32.  threads: processor threads, None = the backend's own number.  heads: as engine.convert.heads.read_heads takes it, intersected
-    with what the model keeps.  check: verify every digest of an engine directory.  config, options: what a source needs beside its file.
+    float32.  threads: processor threads, None = the backend's own number.  quantization: int8 for every matrix but the embedding and what
+    is tied to it, dtype is then that of all else; backend cpu.  heads: as engine.convert.heads.read_heads takes it, intersected with what
+    the model keeps.  check: verify every digest of an engine directory.  config, options: what a source needs beside its file.
     Raises an EngineError for anything wrong in the path, its files or the arguments.
     """
-    limits = Limits(dtype=_dtype(dtype), device=device, threads=_threads(threads))
-    if quantization is not None:
-        raise Unsupported(Problem("quantization", "None, the only one this version runs", repr(quantization)))
-    choice = _backend(backend, device, limits.dtype)
+    limits = Limits(dtype=_dtype(dtype), device=device, threads=_threads(threads), quantization=_quantization(quantization))
+    choice = _backend(backend, limits)
     checkpoint, _ = _read(path, "auto", config, heads, options, check=check, masked=masked)
     require_finite(checkpoint, str(path))
     stack = compile_stack(checkpoint.spec)
@@ -74,7 +73,7 @@ def load(
         refusals=tuple((refusal.name, refusal.reason) for refusal in choice.refusals),
         dtype=limits.dtype,
         device=str(getattr(runner, "device", device)),
-        quantization=quantization,
+        quantization=limits.quantization,
         runner=runner.describe(),
     )
     return Model(checkpoint, runner, tokenizer, explanation)
@@ -170,18 +169,24 @@ def _dtype(name: str) -> str:
     return DTYPES[name]
 
 
+def _quantization(name: str | None) -> str | None:
+    if name is not None and (not isinstance(name, str) or name not in backends.QUANTIZATIONS):
+        raise InputError(Problem("quantization", "None or " + ", ".join(backends.QUANTIZATIONS), repr(name)))
+    return name
+
+
 def _threads(threads: int | None) -> int | None:
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 4096):
         raise InputError(Problem("threads", "an integer of at least 1, or None", repr(threads)))
     return threads
 
 
-def _backend(backend: str, device: str, dtype: str) -> backends.Choice:
-    for name, value in (("backend", backend), ("device", device)):
+def _backend(backend: str, limits: Limits) -> backends.Choice:
+    for name, value in (("backend", backend), ("device", limits.device)):
         if not isinstance(value, str):
             raise InputError(Problem(name, "a name", repr(value)))
     try:
-        return backends.resolve(backend, device, dtype)
+        return backends.resolve(backend, limits.device, limits.dtype, limits.quantization)
     except KernelError as error:
         raise BackendUnavailable(Problem(error.argument, error.expected, error.got)) from None
 

@@ -40,7 +40,8 @@ class Explanation:
         return asdict(self) | {"refusals": [{"backend": name, "reason": reason} for name, reason in self.refusals]}
 
     def __str__(self) -> str:
-        lines = [f"{self.path}: backend {self.backend}, dtype {self.dtype}, device {self.device}"]
+        numbers = self.dtype if self.quantization is None else f"{self.dtype}, quantization {self.quantization}"
+        lines = [f"{self.path}: backend {self.backend}, dtype {numbers}, device {self.device}"]
         lines += [f"  {name} refused: {reason}" for name, reason in self.refusals]
         lines += [f"  {name}: {value}" for name, value in self.runner.items()]
         return "\n".join(lines)

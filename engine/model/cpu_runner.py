@@ -34,10 +34,10 @@ class CpuRunner:
 
     def __init__(self, stack: Stack, folded: Folded, limits: Limits) -> None:
         self.stack = stack
-        self._dtype = limits.dtype
+        self._weights = _described(limits)
         self._slots = Slots()
         with _engine_errors():
-            self._model = native.NativeModel(stack.hidden, limits.dtype, limits.threads)
+            self._model = native.NativeModel(stack.hidden, limits.dtype, limits.threads, limits.quantization)
             for plan, arrays in zip(stack.layers, folded.layers, strict=True):
                 self._model.add_layer(_shape(plan), _named(plan, arrays))
             self._model.set_vocabulary(
@@ -87,7 +87,7 @@ class CpuRunner:
                 "operations": "engine_kernels._native",
                 "instruction_set": native.instruction_set(),
                 "threads": self._model.threads,
-                "weights": f"{self._dtype}, packed",
+                **self._weights,
                 "caches": "float32",
                 "calls": native.call_counts(),
             }
@@ -127,6 +127,17 @@ class CpuNextToken(NextToken):
     def tail(self, cluster: int, sequences: np.ndarray) -> np.ndarray:
         with _engine_errors():
             return self._model.tail_log_probs(self._hidden[np.asarray(sequences, np.int64)], cluster)
+
+
+def _described(limits: Limits) -> dict[str, str]:
+    """What the weights are stored as."""
+    if limits.quantization is None:
+        return {"weights": f"{limits.dtype}, packed"}
+    return {
+        "weights": f"{limits.quantization}, a float32 scale per row, packed: projections, persistent keys and values, distances, "
+        "feed-forward, output rows of their own",
+        "not_quantised": f"{limits.dtype}: embedding, output rows tied to it; float32: biases, norms",
+    }
 
 
 @contextmanager

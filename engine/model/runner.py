@@ -103,9 +103,11 @@ class Limits:
     """What a runner may use.
 
     dtype of weights and caches: 'float32' | 'bfloat16' | 'float16'; device: 'auto' or the backend's own name; threads: None = its default.
+    quantization: None, or 'int8' for every matrix that is multiplied with and no embedding, then dtype is that of all else.
     """
 
     dtype: str
     device: str = "cpu"
     threads: int | None = None
+    quantization: str | None = None
     options: dict[str, Any] = field(default_factory=dict)

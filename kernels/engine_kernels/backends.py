@@ -27,6 +27,7 @@ class Choice:
 
 
 CPU_DTYPES = ("float32", "bfloat16")
+QUANTIZATIONS = {"int8": ("cpu",)}  # what weights may be quantised to → the backends that run it
 
 
 def _probe_cuda(device: str, dtype: str) -> str | None:
@@ -56,6 +57,12 @@ def _probe_torch(device: str, dtype: str) -> str | None:
     return None
 
 
+def _refuses_quantization(name: str, quantization: str | None) -> str | None:
+    if quantization is None or name in QUANTIZATIONS[quantization]:
+        return None
+    return f"runs no {quantization} weights; backend {' or '.join(QUANTIZATIONS[quantization])} does"
+
+
 # Best first. A probe returns the reason it refuses, or None.
 TABLE: tuple[tuple[str, Callable[[str, str], str | None]], ...] = (
     ("cuda", _probe_cuda),
@@ -65,16 +72,21 @@ TABLE: tuple[tuple[str, Callable[[str, str], str | None]], ...] = (
 )
 
 
-def resolve(backend: str, device: str, dtype: str = "float32") -> Choice:
-    """The first backend of the table that runs `dtype` on `device`, or the one named; raises KernelError with all reasons if none does."""
+def resolve(backend: str, device: str, dtype: str = "float32", quantization: str | None = None) -> Choice:
+    """The first backend of the table that runs `dtype` and `quantization` on `device`, or the one named.
+
+    Raises KernelError for an unknown name, and with all reasons if no backend does.
+    """
     names = [name for name, _ in TABLE]
     if backend != "auto" and backend not in names:
         raise KernelError("backend", "auto, " + ", ".join(names), repr(backend))
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise KernelError("quantization", "None, " + ", ".join(QUANTIZATIONS), repr(quantization))
     refusals: list[Refusal] = []
     for name, probe in TABLE:
         if backend not in ("auto", name):
             continue
-        reason = probe(device, dtype)
+        reason = probe(device, dtype) or _refuses_quantization(name, quantization)
         if reason is None:
             return Choice(name, tuple(refusals))
         refusals.append(Refusal(name, reason))

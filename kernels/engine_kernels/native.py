@@ -97,11 +97,16 @@ class NativeModel:
     Several threads may call it; they wait for one another. A forked child cannot use its parent's model.
     """
 
-    def __init__(self, hidden: int, dtype: str, threads: int | None) -> None:
-        """dtype of the weights: float32 or bfloat16; threads None = as many as the process may run on."""
+    def __init__(self, hidden: int, dtype: str, threads: int | None, quantization: str | None = None) -> None:
+        """dtype of the weights: float32 or bfloat16; threads None = as many as the process may run on.
+
+        quantization int8: every matrix that is multiplied with and no embedding is int8, symmetric, one float32 scale per row.
+        """
         if dtype not in _WEIGHTS:
             raise KernelError("dtype", ", ".join(_WEIGHTS), repr(dtype))
-        self._model = _native.NativeModel(hidden, _WEIGHTS[dtype], threads or 0)
+        if quantization not in (None, "int8"):
+            raise KernelError("quantization", "None or 'int8'", repr(quantization))
+        self._model = _native.NativeModel(hidden, _WEIGHTS[dtype], quantization == "int8", threads or 0)
         self._hidden = hidden
         self._layers = 0
         self._widths: list[int] = []  # of the first cluster with the tails' entries, then of each tail

@@ -149,11 +149,12 @@ std::map<std::string, std::int64_t> call_counts() {
 // A model's weights and caches. Calls wait for one another; none holds the interpreter's lock while it computes.
 class NativeModel {
  public:
-  NativeModel(std::int64_t hidden, int dtype, int threads)
+  NativeModel(std::int64_t hidden, int dtype, bool int8, int threads)
       : hidden_(hidden),
         kind_(kind_of(hidden, dtype)),
+        matrix_kind_(int8 ? cpu::Kind::kInt8 : kind_),
         compute_(cpu::kernels(), threads),
-        stack_(hidden, kind_, compute_),
+        stack_(hidden, matrix_kind_, compute_),
         process_(getpid()) {}
 
   void add_layer(std::int64_t heads, std::int64_t head_dim, std::int64_t persistent, std::int64_t window,
@@ -179,7 +180,7 @@ class NativeModel {
                                      final_norm_eps.has_value(),
                                      final_norm_eps.value_or(0.0f),
                                      embedding_scale};
-    run([&] { vocabulary_ = std::make_unique<cpu::Vocabulary>(shape, kind_, given.arrays, compute_); });
+    run([&] { vocabulary_ = std::make_unique<cpu::Vocabulary>(shape, kind_, matrix_kind_, given.arrays, compute_); });
   }
 
   void grow(std::int64_t slots) {
@@ -259,7 +260,7 @@ class NativeModel {
   }
 
   const std::int64_t hidden_;
-  const cpu::Kind kind_;
+  const cpu::Kind kind_, matrix_kind_;  // of rows that are looked up; of what is only multiplied with
   cpu::Compute compute_;
   cpu::Stack stack_;
   std::unique_ptr<cpu::Vocabulary> vocabulary_;
@@ -276,7 +277,8 @@ PYBIND11_MODULE(_native, module) {
   module.def("call_counts", &call_counts);
   // The plain metaclass, so that the stub can say what the class is.
   py::class_<NativeModel>(module, "NativeModel", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
-      .def(py::init<std::int64_t, int, int>(), py::arg("hidden"), py::arg("dtype"), py::arg("threads"))
+      .def(py::init<std::int64_t, int, bool, int>(), py::arg("hidden"), py::arg("dtype"), py::arg("int8"),
+           py::arg("threads"))
       .def("add_layer", &NativeModel::add_layer, py::kw_only(), py::arg("heads"), py::arg("head_dim"),
            py::arg("persistent"), py::arg("window"), py::arg("segment"), py::arg("reach"), py::arg("first"),
            py::arg("attended_zeros"), py::arg("ramp"), py::arg("both"), py::arg("feed_forward"), py::arg("activation"),

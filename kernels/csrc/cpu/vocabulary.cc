@@ -50,7 +50,7 @@ void check_clusters(const std::vector<Cluster>& clusters, const char* side) {
 
 }  // namespace
 
-Vocabulary::Vocabulary(const VocabularyShape& shape, Kind kind, const Arrays& arrays, Compute& compute)
+Vocabulary::Vocabulary(const VocabularyShape& shape, Kind kind, Kind matrices, const Arrays& arrays, Compute& compute)
     : shape_(shape), compute_(compute) {
   check_clusters(shape.inputs, "inputs");
   check_clusters(shape.outputs, "outputs");
@@ -60,7 +60,7 @@ Vocabulary::Vocabulary(const VocabularyShape& shape, Kind kind, const Arrays& ar
     const std::int64_t entry = shape.outputs[c].entry - shape.outputs[0].size;
     check(c == 0 || (entry >= 0 && entry < tails()), "outputs", "an entry behind the first cluster's words",
           std::to_string(shape.outputs[c].entry));
-    add_output(c, kind, arrays);
+    add_output(c, kind, matrices, arrays);
   }
   for (std::size_t i = 0; i < shape.inputs.size(); ++i) {
     const Cluster& cluster = shape.inputs[i];
@@ -68,14 +68,14 @@ Vocabulary::Vocabulary(const VocabularyShape& shape, Kind kind, const Arrays& ar
     add_pieces(static_cast<std::int64_t>(i), arrays.get(name, {cluster.size, cluster.width}), kind);
     input_projections_.emplace_back();
     if (cluster.projected)
-      input_projections_.back() =
-          pack_rows(arrays.get(name + ".projection", {shape.hidden, cluster.width}), shape.hidden, cluster.width, kind);
+      input_projections_.back() = pack_rows(arrays.get(name + ".projection", {shape.hidden, cluster.width}),
+                                            shape.hidden, cluster.width, matrices);
     else
       check(cluster.width == shape.hidden, "inputs", "a projection where the width is not hidden", name);
   }
   if (tails() > 0) {
     const std::int64_t width = shape.clusters_read_hidden ? shape.hidden : shape.outputs[0].width;
-    entries_ = pack_rows(arrays.get("head.clusters", {tails(), width}), tails(), width, kind);
+    entries_ = pack_rows(arrays.get("head.clusters", {tails(), width}), tails(), width, matrices);
     entries_bias_ = copied(arrays.find("head.clusters_bias", {tails()}), tails());
   }
   if (shape.final_norm) {
@@ -97,16 +97,17 @@ std::int64_t Vocabulary::tail_width(std::int64_t cluster) const {
   return shape_.outputs[cluster].size;
 }
 
-void Vocabulary::add_output(std::int64_t c, Kind kind, const Arrays& arrays) {
+void Vocabulary::add_output(std::int64_t c, Kind kind, Kind matrices, const Arrays& arrays) {
   const Cluster& cluster = shape_.outputs[c];
   const std::string name = name_of("head.", c);
   Output output;
-  output.rows = pack_rows(arrays.get(name, {cluster.size, cluster.width}), cluster.size, cluster.width, kind);
+  output.rows = pack_rows(arrays.get(name, {cluster.size, cluster.width}), cluster.size, cluster.width,
+                          cluster.tied ? kind : matrices);
   output.bias = copied(arrays.find(name + ".bias", {cluster.size}), cluster.size);
   if (cluster.projected) {
     const float* stored = arrays.get(name + ".projection", {shape_.hidden, cluster.width});
     // [hidden, width], read as its transpose.
-    output.projection = pack(stored, cluster.width, shape_.hidden, 1, cluster.width, kind, compute_.pool);
+    output.projection = pack(stored, cluster.width, shape_.hidden, 1, cluster.width, matrices, compute_.pool);
   } else {
     check(cluster.width == shape_.hidden, "outputs", "a projection where the width is not hidden", name);
   }

@@ -28,8 +28,9 @@ struct VocabularyShape {
 
 class Vocabulary {
  public:
-  // Arrays by the names of engine/model/runner.py Folded. Nothing of them is kept.
-  Vocabulary(const VocabularyShape& shape, Kind kind, const Arrays& arrays, Compute& compute);
+  // Arrays by the names of engine/model/runner.py Folded. Nothing of them is kept. kind: float32 or bfloat16, of the
+  // embedding and of the output rows tied to it; matrices: of all others.
+  Vocabulary(const VocabularyShape& shape, Kind kind, Kind matrices, const Arrays& arrays, Compute& compute);
 
   std::int64_t size() const;
   std::int64_t head_width() const { return shape_.outputs[0].size + tails(); }
@@ -61,7 +62,7 @@ class Vocabulary {
   std::int64_t tails() const { return static_cast<std::int64_t>(shape_.outputs.size()) - 1; }
   PackedBuffer pack_rows(const float* w, std::int64_t n, std::int64_t k, Kind kind);
   void add_pieces(std::int64_t input, const float* rows, Kind kind);
-  void add_output(std::int64_t cluster, Kind kind, const Arrays& arrays);
+  void add_output(std::int64_t cluster, Kind kind, Kind matrices, const Arrays& arrays);
   void read_row(std::int64_t id, float* out) const;
   const float* projected(const float* hidden, std::int64_t rows, std::int64_t cluster);
   void log_mass(const Packed& w, const float* bias, const float* x, std::int64_t rows, const std::int64_t* wanted,

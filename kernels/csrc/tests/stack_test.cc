@@ -84,7 +84,9 @@ void add_layer(cpu::Stack& stack, int64_t heads, int64_t persistent, int64_t win
 }
 
 struct Model {
-  Model(cpu::Kind kind, int threads) : compute(cpu::kernels(), threads), stack(kHidden, kind, compute) {
+  // kind: of the rows that are looked up; matrices: of all that is only multiplied with.
+  Model(cpu::Kind kind, cpu::Kind matrices, int threads)
+      : compute(cpu::kernels(), threads), stack(kHidden, matrices, compute) {
     add_layer(stack, 3, 17, 7, 0, 0, true);
     add_layer(stack, 0, 0, 1, 0, 5, true);
     add_layer(stack, 1, 530, 33, 0, 0, false);
@@ -105,7 +107,7 @@ struct Model {
                                      false,
                                      0.0f,
                                      1.5f};
-    vocabulary = std::make_unique<cpu::Vocabulary>(shape, kind, w.arrays, compute);
+    vocabulary = std::make_unique<cpu::Vocabulary>(shape, kind, matrices, w.arrays, compute);
   }
 
   // -log p of `targets` for rows that continue the slots; `lengths` add up to the rows.
@@ -136,17 +138,16 @@ bool near(const std::vector<float>& found, const std::vector<float>& expected, f
   return all;
 }
 
-void try_kind(cpu::Kind kind, const std::string& name) {
+void try_kind(cpu::Kind kind, cpu::Kind matrices, float within, const std::string& name) {
   std::vector<int64_t> ids;
   for (int64_t t = 0; t < 300; ++t) ids.push_back(t * t % kIds);
-  Model model(kind, 1), threaded(kind, 3);
+  Model model(kind, matrices, 1), threaded(kind, matrices, 3);
   const std::vector<float> whole = model.run(ids, {1}, {0}, {300});
   expect(threaded.run(ids, {1}, {0}, {300}) == whole, name + ": 3 threads give the same bits");
 
   model.stack.restart(1);
   std::vector<float> single;
   for (int64_t t = 0; t < 70; ++t) single.push_back(model.run({ids[t]}, {1}, {t}, {1})[0]);
-  const float within = cpu::kernels().narrows[static_cast<int>(kind)] ? 0.1f : 1e-3f;
   expect(near(single, {whole.begin(), whole.begin() + 70}, within), name + ": one by one");
 
   // Slot 1 goes on with 2 rows, slots 0 and 2 start with one and with 40.
@@ -158,7 +159,7 @@ void try_kind(cpu::Kind kind, const std::string& name) {
 }
 
 void try_refusals() {
-  Model model(cpu::Kind::kFloat32, 1);
+  Model model(cpu::Kind::kFloat32, cpu::Kind::kFloat32, 1);
   for (const std::vector<int64_t>& slots : {std::vector<int64_t>{3}, {-1}}) {
     bool refused = false;
     try {
@@ -215,10 +216,15 @@ void try_both(const std::string& isa) {
 }  // namespace
 
 int main() {
+  using cpu::Kind;
   for (const std::string& isa : cpu::isa_names()) {
     setenv("ENGINE_CPU_ISA", isa.c_str(), 1);
-    try_kind(cpu::Kind::kFloat32, isa + ", float32");
-    try_kind(cpu::Kind::kBFloat16, isa + ", bfloat16");
+    const float bfloat16 = cpu::kernels().narrows[static_cast<int>(Kind::kBFloat16)] ? 0.1f : 1e-3f;
+    try_kind(Kind::kFloat32, Kind::kFloat32, 1e-3f, isa + ", float32");
+    try_kind(Kind::kBFloat16, Kind::kBFloat16, bfloat16, isa + ", bfloat16");
+    // A sum in another order may move a row's whole number by a step.
+    try_kind(Kind::kFloat32, Kind::kInt8, 5e-2f, isa + ", int8, rest float32");
+    try_kind(Kind::kBFloat16, Kind::kInt8, bfloat16, isa + ", int8, rest bfloat16");
     try_both(isa);
   }
   try_refusals();
