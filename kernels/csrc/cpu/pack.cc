@@ -3,21 +3,18 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <new>
 
 #include "common/checks.h"
 
 namespace headcount::cpu {
 namespace {
 
-constexpr std::align_val_t kAlignment{64};
-
 // Upper half of the bits, rounded to nearest, ties to even; a NaN stays one.
 std::uint16_t to_bfloat16(float x) {
   std::uint32_t bits;
   std::memcpy(&bits, &x, 4);
-  if (x != x) return static_cast<std::uint16_t>(bits >> 16 | 0x40);
-  return static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+  const std::uint32_t rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+  return static_cast<std::uint16_t>(x != x ? bits >> 16 | 0x40 : rounded);
 }
 
 float from_bfloat16(std::uint16_t half) {
@@ -27,23 +24,30 @@ float from_bfloat16(std::uint16_t half) {
   return x;
 }
 
-// Bounds before the conversion, so that a NaN, which the loaders refuse, is no undefined behaviour here.
+// To nearest, ties to even: beside 1.5 · 2^23 no fraction is left. Bounds first, so that a NaN, which the loaders
+// refuse, is no undefined behaviour here.
 std::int8_t to_int8(float x) {
-  return static_cast<std::int8_t>(std::nearbyint(std::min(127.0f, std::max(-127.0f, x))));
+  constexpr float kWhole = 12582912.0f;
+  const float bounded = std::min(127.0f, std::max(-127.0f, x));
+  return static_cast<std::int8_t>(static_cast<std::int32_t>((bounded + kWhole) - kWhole));
 }
 
 struct Source {
   const float* w;
   std::int64_t n, k, row_stride, column_stride;
-
-  float at(std::int64_t row, std::int64_t column) const { return w[row * row_stride + column * column_stride]; }
 };
 
-float scale_of(const Source& source, std::int64_t row) {
-  float largest = 0.0f;
-  for (std::int64_t column = 0; column < source.k && row < source.n; ++column)
-    largest = std::max(largest, std::fabs(source.at(row, column)));
-  return largest / 127.0f;
+void find_scales(const Source& source, std::int64_t panel, float* scale) {
+  const std::int64_t first = panel * kPanel, lanes = std::min(kPanel, source.n - first);
+  const float* w = source.w + first * source.row_stride;
+  std::fill_n(scale, kPanel, 0.0f);
+  const bool by_columns = source.column_stride != 1;
+  for (std::int64_t outer = 0; outer < (by_columns ? source.k : lanes); ++outer)
+    for (std::int64_t inner = 0; inner < (by_columns ? lanes : source.k); ++inner) {
+      const std::int64_t lane = by_columns ? inner : outer, column = by_columns ? outer : inner;
+      scale[lane] = std::max(scale[lane], std::fabs(w[lane * source.row_stride + column * source.column_stride]));
+    }
+  for (std::int64_t lane = 0; lane < kPanel; ++lane) scale[lane] /= 127.0f;
 }
 
 // Where element (lane, column) of a panel lies whose columns stand in groups.
@@ -62,11 +66,24 @@ void fill_panel(const Source& source, std::int64_t panel, std::int64_t stored, E
     const std::int64_t columns = std::min(kPanel, source.k - begin);
     Element* square = out + begin * kPanel;
     const float* w = &source.w[first * source.row_stride + begin * source.column_stride];
-    for (std::int64_t outer = 0; outer < (by_columns ? columns : lanes); ++outer)
-      for (std::int64_t inner = 0; inner < (by_columns ? lanes : columns); ++inner) {
-        const std::int64_t lane = by_columns ? inner : outer, column = by_columns ? outer : inner;
-        square[place<GROUP>(lane, column)] = convert(w[lane * source.row_stride + column * source.column_stride], lane);
-      }
+    if (by_columns) {
+      for (std::int64_t column = 0; column < columns; ++column)
+        for (std::int64_t lane = 0; lane < lanes; ++lane)
+          square[place<GROUP>(lane, column)] =
+              convert(w[lane * source.row_stride + column * source.column_stride], lane);
+    } else if (columns == kPanel) {
+      for (std::int64_t lane = 0; lane < lanes; ++lane)
+        for (std::int64_t group = 0; group < kPanel / GROUP; ++group) {
+          Element together[GROUP];
+          for (std::int64_t i = 0; i < GROUP; ++i)
+            together[i] = convert(w[lane * source.row_stride + group * GROUP + i], lane);
+          std::memcpy(square + place<GROUP>(lane, group * GROUP), together, sizeof together);
+        }
+    } else {
+      for (std::int64_t lane = 0; lane < lanes; ++lane)
+        for (std::int64_t column = 0; column < columns; ++column)
+          square[place<GROUP>(lane, column)] = convert(w[lane * source.row_stride + column], lane);
+    }
   }
 }
 
@@ -80,7 +97,7 @@ void fill(const Source& source, std::int64_t panel, Kind kind, PackedBuffer& pac
                   [](float x, std::int64_t) { return to_bfloat16(x); });
   } else {
     float* scale = packed.scale() + panel * kPanel;
-    for (std::int64_t lane = 0; lane < kPanel; ++lane) scale[lane] = scale_of(source, panel * kPanel + lane);
+    find_scales(source, panel, scale);
     fill_panel<4>(source, panel, stored, reinterpret_cast<std::int8_t*>(out), [scale](float x, std::int64_t lane) {
       return scale[lane] > 0.0f ? to_int8(x / scale[lane]) : std::int8_t{0};
     });
@@ -120,13 +137,10 @@ void transpose(const Packed& w, std::int64_t panel, Element* out) {
 
 }  // namespace
 
-void PackedBuffer::Free::operator()(char* data) const { ::operator delete(data, kAlignment); }
-
 PackedBuffer::PackedBuffer(std::int64_t n, std::int64_t k, Kind kind) : n_(n), k_(k), kind_(kind) {
   check(n >= 0, "n", "0 or more rows", std::to_string(n));
   check(k >= 0, "k", "0 or more columns", std::to_string(k));
-  data_.reset(
-      static_cast<char*>(::operator new(static_cast<std::size_t>(panels(n) * panel_bytes(k, kind)), kAlignment)));
+  data_ = panel_memory(panels(n) * panel_bytes(k, kind));
   if (kind == Kind::kInt8) scale_.resize(static_cast<std::size_t>(panels(n) * kPanel));
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/panel_memory.h"
 #include "cpu/pool.h"
 
 namespace headcount::cpu {
@@ -30,11 +31,8 @@ class PackedBuffer {
   float* scale() { return scale_.data(); }
 
  private:
-  struct Free {
-    void operator()(char* data) const;
-  };
-  std::unique_ptr<char, Free> data_;  // 64-byte aligned
-  std::vector<float> scale_;          // int8: one per row, padded to whole panels
+  std::shared_ptr<char> data_;  // 64-byte aligned
+  std::vector<float> scale_;    // int8: one per row, padded to whole panels
   std::int64_t n_ = 0, k_ = 0;
   Kind kind_ = Kind::kFloat32;
   std::uint64_t mark_ = 0;
