@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from bench.startup import startup
 from engine.errors import EngineError, InputError, Problem
 
 app = typer.Typer(
@@ -204,6 +205,9 @@ def report(
         print(f"{document.name}: {tables.check(document, results)} tables agree with their rows")
     else:
         print(f"{document.name}: {'brought up to date' if tables.write(document, results) else 'up to date'}")
+
+
+app.command()(startup)
 
 
 def _compare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import mmap
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,10 +11,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine import checkpoint as checkpoints
 from engine.api_model import Explanation as Explanation
 from engine.api_model import Model as Model
-from engine.checkpoint import Checkpoint
+from engine.checkpoint import Checkpoint, Weights
 from engine.convert import read_source
 from engine.convert.base import ConversionReport
 from engine.convert.heads import read_heads
@@ -22,7 +25,7 @@ from engine.errors import BackendUnavailable, ConversionError, EngineError, Inpu
 from engine.model.fold import fold
 from engine.model.plan import compile_stack
 from engine.model.runner import Limits, Runner
-from engine.surgery import mask, prune
+from engine.surgery import Pruned, mask, prune
 from engine.tokenizer import Tokenizer
 from engine_kernels import backends, native
 from engine_kernels.errors import KernelError
@@ -67,6 +70,7 @@ def load(
     _require_memory(checkpoint, limits.dtype, str(path))
     tokenizer = None if checkpoint.tokenizer is None else Tokenizer.from_json(checkpoint.tokenizer, source=str(path))
     runner: Runner = importlib.import_module(RUNNERS[choice.name]).build(stack, fold(checkpoint), limits)
+    _release(checkpoint.weights)
     explanation = Explanation(
         path=str(path),
         backend=choice.name,
@@ -206,6 +210,23 @@ def _require_memory(checkpoint: Checkpoint, dtype: str, source: str) -> None:
         expected = f"at most {physical / 2**30:.1f} GiB, the memory of this machine"
         found = f"{needed / 2**30:.1f} GiB: " + ", ".join(f"{size / 2**30:.1f} {what}" for what, size in parts.items())
         raise EngineError(Problem("memory", expected, found), source=source, hint="load it in bfloat16, or keep fewer heads")
+
+
+def _release(weights: Weights) -> None:
+    """Let go of the memory that holds mapped files, now that the backend has its own copy; what is read again comes from the file."""
+    while isinstance(weights, Pruned):
+        weights = weights.whole
+    mapped = {id(file): file for array in weights.values() if (file := _mapping(array)) is not None}
+    for file in mapped.values():
+        file.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapping(array: np.ndarray) -> mmap.mmap | None:
+    """The file an array is mapped from, where it is and the system can be told."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") else None
 
 
 def _inside(source: Path, output: Path) -> bool:

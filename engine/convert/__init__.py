@@ -173,7 +173,8 @@ def _apply_heads(converted: Converted, heads: Any, cut: Callable[..., Checkpoint
         ]
         kept = tuple(tuple(head for head, _ in row) for row in pairs)
         scales = tuple(tuple(scale for _, scale in row) for row in pairs)
-    return cut(converted.checkpoint, kept, scales)
+    chosen = cut(converted.checkpoint, kept, scales)
+    return replace(chosen, weights=dict(chosen.weights))  # cut once: the source's own tensors are in memory, and can go
 
 
 def _sha256(file: Path) -> str:

@@ -83,11 +83,14 @@ class CpuRunner:
 
     def describe(self) -> dict[str, Any]:
         with _engine_errors():
+            held, shared = self._model.weight_bytes()
             return {
                 "operations": "engine_kernels._native",
                 "instruction_set": native.instruction_set(),
                 "threads": self._model.threads,
                 **self._weights,
+                "weight_bytes": held,
+                "weight_bytes_shared": shared,  # with other models of this process
                 "caches": "float32",
                 "calls": native.call_counts(),
             }

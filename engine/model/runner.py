@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from engine.model.plan import Stack
 
+Arrays = dict[str, np.ndarray]
 Want = Literal["hidden", "log_probs", "target_nll", "next"]
 
 
@@ -60,15 +61,16 @@ class StepResult:
 class Folded:
     """Weights ready for a backend, formed once in float32 (model/fold.py) and not yet cast.
 
-    layers[i] and model hold arrays by the names of spec.tensors() without their prefix, with these products formed: gains are
-    norm_offset + stored; attention.persistent_values × √persistent; attention.output columns × head_scale; attention.relative replaced by
-    attention.distances [heads, reach, head_dim] (or, shared, [1, reach, head_dim]) with row i for distance first_distance + i;
+    layers[i], formed anew each time it is asked for, and model hold arrays by the names of spec.tensors() without their prefix, with these
+    products formed: gains are norm_offset + stored; attention.persistent_values × √persistent; attention.output columns × head_scale;
+    attention.relative replaced by attention.distances [heads, reach, head_dim] (or, shared, [1, reach, head_dim]) with row i for
+    distance first_distance + i;
     attention.zero_key and attention.zero_value [heads, head_dim], the projection of a zero row, where the start attends zeros.
     model: embedding.{c} with embedding_scale apart, head.{c} with ties resolved to the same array.
     """
 
-    model: dict[str, np.ndarray]
-    layers: tuple[dict[str, np.ndarray], ...]
+    model: Arrays
+    layers: Sequence[Arrays]
     embedding_scale: float
 
 

@@ -48,6 +48,18 @@ def call_counts() -> dict[str, int]:
     return _native.call_counts()
 
 
+def stored_bytes() -> int:
+    """Bytes of packed weights alive in this process, those that several models share counted once."""
+    return _native.stored_bytes()
+
+
+def linear(x: np.ndarray[Any, Any], w: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """x [rows, k], w [n, k] float32 → x · wᵀ [rows, n], on one thread: the same bits whatever else runs and however many cores there are."""
+    y = np.empty((len(x), len(w)), np.float32)
+    _native.linear(np.require(x, requirements=["C", "A"]), np.require(w, requirements=["C", "A"]), y)
+    return y
+
+
 def preferred_dtype() -> str:
     """The dtype `auto` stands for on this processor: bfloat16 where its kernels multiply bfloat16 directly, else float32."""
     return "bfloat16" if instruction_set() in _MULTIPLIES_BFLOAT16 else "float32"
@@ -129,7 +141,7 @@ class NativeModel:
         final_norm_eps: float | None,
         embedding_scale: float,
     ) -> None:
-        """Pack embedding and output side; a tied output cluster's rows are stored once."""
+        """Pack embedding and output side; rows and projections that both share are stored once."""
         self._model.set_vocabulary(
             inputs=[cluster.as_tuple() for cluster in inputs],
             outputs=[cluster.as_tuple() for cluster in outputs],
@@ -192,6 +204,10 @@ class NativeModel:
         out = np.empty(len(hidden), np.float32)
         self._model.target_nll(hidden, np.ascontiguousarray(targets), out)
         return out
+
+    def weight_bytes(self) -> tuple[int, int]:
+        """Bytes of packed weights this model reads, and how many of these another loaded model reads too."""
+        return self._model.weight_bytes()
 
     @property
     def threads(self) -> int:

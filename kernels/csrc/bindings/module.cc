@@ -18,6 +18,7 @@
 #include "common/tensor_view.h"
 #include "cpu/all_finite.h"
 #include "cpu/isa.h"
+#include "cpu/panel_store.h"
 #include "cpu/stack.h"
 #include "cpu/vocabulary.h"
 
@@ -146,6 +147,19 @@ std::map<std::string, std::int64_t> call_counts() {
   return counts;
 }
 
+// y = x · Wᵀ in float32, on the caller's thread alone.
+void linear(const py::buffer& x, const py::buffer& w, const py::buffer& y) {
+  const Argument<float> in(x, "x", {-1, -1});
+  const Argument<float> weights(w, "w", {-1, in.size(1)});
+  const Argument<float> out(y, "y", {in.size(0), weights.size(0)}, true);
+  const py::gil_scoped_release release;
+  cpu::Compute compute(cpu::kernels(), 1);
+  const std::int64_t n = weights.size(0), k = in.size(1);
+  const cpu::PackedBuffer packed = cpu::pack(weights.data(), n, k, k, 1, cpu::Kind::kFloat32, compute.pool);
+  const cpu::Packed view = packed.view();
+  compute.linear({in.data(), k, in.size(0), &view, nullptr, nullptr, out.data(), n, cpu::Activation::kNone});
+}
+
 // A model's weights and caches. Calls wait for one another; none holds the interpreter's lock while it computes.
 class NativeModel {
  public:
@@ -238,6 +252,18 @@ class NativeModel {
   std::string instruction_set() const { return compute_.kernels.name; }
   int threads() const { return compute_.pool.threads(); }
 
+  // Of the packed weights: all this model reads, and how many of these another one reads too.
+  std::pair<std::int64_t, std::int64_t> weight_bytes() {
+    cpu::PanelBytes bytes{0, 0};
+    run([&] {
+      std::vector<const cpu::Panels*> parts;
+      stack_.list_panels(parts);
+      if (vocabulary_ != nullptr) parts.push_back(&vocabulary_->memory());
+      bytes = cpu::count_bytes(parts);
+    });
+    return {bytes.held, bytes.shared};
+  }
+
  private:
   static cpu::Kind kind_of(std::int64_t hidden, int dtype) {
     check(hidden >= 1, "hidden", "at least 1", std::to_string(hidden));
@@ -275,6 +301,8 @@ PYBIND11_MODULE(_native, module) {
   module.def("all_finite", &all_finite, py::arg("data"), py::arg("dtype"));
   module.def("instruction_set", [] { return std::string(cpu::kernels().name); });
   module.def("call_counts", &call_counts);
+  module.def("linear", &linear, py::arg("x"), py::arg("w"), py::arg("y"));
+  module.def("stored_bytes", &cpu::stored_bytes);
   // The plain metaclass, so that the stub can say what the class is.
   py::class_<NativeModel>(module, "NativeModel", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
       .def(py::init<std::int64_t, int, bool, int>(), py::arg("hidden"), py::arg("dtype"), py::arg("int8"),
@@ -295,5 +323,6 @@ PYBIND11_MODULE(_native, module) {
       .def("tail_log_probs", &NativeModel::tail_log_probs, py::arg("hidden"), py::arg("cluster"), py::arg("out"))
       .def("target_nll", &NativeModel::target_nll, py::arg("hidden"), py::arg("targets"), py::arg("out"))
       .def_property_readonly("instruction_set", &NativeModel::instruction_set)
-      .def_property_readonly("threads", &NativeModel::threads);
+      .def_property_readonly("threads", &NativeModel::threads)
+      .def("weight_bytes", &NativeModel::weight_bytes);
 }

@@ -34,6 +34,30 @@ void Compute::linear(const Linear& given) {
   });
 }
 
+void Compute::linear(const Linear& given, const std::vector<Packed>& pieces) {
+  Linear call = given;
+  call.w = pieces.data();
+  if (pieces.size() == 1) return linear(call);
+  call = narrowed(call);
+  const std::int64_t n = pieces[0].n, count = static_cast<std::int64_t>(pieces.size());
+  const std::int64_t group = std::max<std::int64_t>(1, kLinearWeights / std::max<std::int64_t>(1, n * pieces[0].k));
+  const std::int64_t groups = (count + group - 1) / group;
+  pool.run(groups * ((call.rows + kLinearRows - 1) / kLinearRows), [&](std::int64_t chunk, int) {
+    const std::int64_t row = chunk / groups * kLinearRows, first = chunk % groups * group;
+    for (std::int64_t i = first; i < std::min(count, first + group); ++i) {
+      Linear part = call;
+      part.w = &pieces[i];
+      part.rows = std::min(kLinearRows, call.rows - row);
+      part.x += row * call.ldx;
+      part.y += row * call.ldy + i * n;
+      if (part.bias != nullptr) part.bias += i * n;
+      if (part.residual != nullptr) part.residual += row * call.ldy + i * n;
+      if (part.x_scale != nullptr) part.x_scale += row;
+      kernels.linear(part, 0, panels(n));
+    }
+  });
+}
+
 Linear Compute::narrowed(const Linear& call) {
   const Kind kind = call.w->kind;
   if (!kernels.narrows[static_cast<int>(kind)]) return call;

@@ -19,7 +19,7 @@ std::int64_t pieces(std::int64_t whole, std::int64_t piece) { return (whole + pi
 // hidden [rows, hidden] → [rows, width of the cluster]; hidden itself where nothing projects it.
 const float* Vocabulary::projected(const float* hidden, std::int64_t rows, std::int64_t cluster) {
   if (!shape_.outputs[cluster].projected) return hidden;
-  const Packed w = outputs_[cluster].projection.view();
+  const Packed w = outputs_[cluster].projection;
   float* y = projected_.need(rows * w.n);
   compute_.linear({hidden, shape_.hidden, rows, &w, nullptr, nullptr, y, w.n, Activation::kNone});
   return y;
@@ -27,11 +27,11 @@ const float* Vocabulary::projected(const float* hidden, std::int64_t rows, std::
 
 void Vocabulary::head_log_probs(const float* hidden, std::int64_t rows, float* out) {
   const float* first = projected(hidden, rows, 0);
-  const Packed words = outputs_[0].rows.view();
+  const Packed words = outputs_[0].rows;
   compute_.linear(
       {first, words.k, rows, &words, data_or_null(outputs_[0].bias), nullptr, out, head_width(), Activation::kNone});
   if (tails() > 0) {
-    const Packed entries = entries_.view();
+    const Packed entries = entries_;
     const float* x = shape_.clusters_read_hidden ? hidden : first;
     compute_.linear({x, entries.k, rows, &entries, data_or_null(entries_bias_), nullptr, out + words.n, head_width(),
                      Activation::kNone});
@@ -42,7 +42,7 @@ void Vocabulary::head_log_probs(const float* hidden, std::int64_t rows, float* o
 void Vocabulary::tail_log_probs(const float* hidden, std::int64_t rows, std::int64_t cluster, float* out) {
   const std::int64_t width = tail_width(cluster);
   const float* x = projected(hidden, rows, cluster);
-  const Packed words = outputs_[cluster].rows.view();
+  const Packed words = outputs_[cluster].rows;
   compute_.linear(
       {x, words.k, rows, &words, data_or_null(outputs_[cluster].bias), nullptr, out, width, Activation::kNone});
   compute_.log_softmax(out, rows, width);
@@ -115,11 +115,11 @@ void Vocabulary::add_nll(const float* x, const std::int64_t* targets, std::int64
   const float* narrow = projected(x, count, c);
   wanted_.resize(count);
   for (std::int64_t m = 0; m < count; ++m) wanted_[m] = targets[members_[m]] - shape_.outputs[c].start;
-  log_mass(outputs_[c].rows.view(), data_or_null(outputs_[c].bias), narrow, count, wanted_.data(), mass, logits);
+  log_mass(outputs_[c].rows, data_or_null(outputs_[c].bias), narrow, count, wanted_.data(), mass, logits);
   if (c == 0 && tails() > 0) {
     for (std::int64_t m = 0; m < count; ++m) wanted_[m] = entry_column(targets[members_[m]]);
-    log_mass(entries_.view(), data_or_null(entries_bias_), shape_.clusters_read_hidden ? x : narrow, count,
-             wanted_.data(), entry_mass, logits);
+    log_mass(entries_, data_or_null(entries_bias_), shape_.clusters_read_hidden ? x : narrow, count, wanted_.data(),
+             entry_mass, logits);
     for (std::int64_t m = 0; m < count; ++m)
       join(mass[2 * m], mass[2 * m + 1], entry_mass[2 * m], entry_mass[2 * m + 1]);
   }

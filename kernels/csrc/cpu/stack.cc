@@ -112,17 +112,18 @@ void Stack::run_layer(const Layer& layer, Rings& rings, float* hidden, std::int6
   const auto apply = [&](const Norm& norm, float* y) {
     compute_.layer_norm(hidden, norm.gain.data(), norm.bias.data(), rows, hidden_, shape.norm_eps, y);
   };
-  const auto multiply = [&](const PackedBuffer& w, const std::vector<float>& bias, const float* x, float* y,
+  const auto multiply = [&](const Packed& w, const std::vector<float>& bias, const float* x, float* y,
                             Activation activation, bool add) {
-    const Packed view = w.view();
-    compute_.linear({x, view.k, rows, &view, data_or_null(bias), add ? y : nullptr, y, view.n, activation});
+    compute_.linear({x, w.k, rows, &w, data_or_null(bias), add ? y : nullptr, y, w.n, activation});
   };
 
   if (shape.heads > 0) {
     float* qkv = qkv_.need(rows * 3 * layer.width());
     float* mixed = mixed_.need(rows * layer.width());
     if (shape.norm_first) apply(layer.attention_norm, normed);
-    multiply(layer.qkv, layer.qkv_bias, normed, qkv, Activation::kNone, false);
+    compute_.linear({normed, hidden_, rows, nullptr, data_or_null(layer.qkv_bias), nullptr, qkv, 3 * layer.width(),
+                     Activation::kNone},
+                    layer.qkv);
     attend(layer, rings, qkv, mixed);
     multiply(layer.output, layer.output_bias, mixed, hidden, Activation::kNone, true);
   } else if (!layer.output_bias.empty()) {

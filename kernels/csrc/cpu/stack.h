@@ -35,6 +35,11 @@ class Stack {
   // CheckError before anything is changed.
   void step(float* hidden, std::int64_t rows, const Sequences& sequences, float* taps);
 
+  // The matrices of every layer, added to `parts`.
+  void list_panels(std::vector<const Panels*>& parts) const {
+    for (const Layer& layer : layers_) parts.push_back(&layer.memory);
+  }
+
   std::int64_t layers() const { return static_cast<std::int64_t>(layers_.size()); }
 
  private:
