@@ -47,7 +47,9 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
     "scores": ("usual", "large", "equal"),
 }
 HIDDEN = 20
-ROUNDS_ROWS: frozenset[tuple[str, str]] = frozenset()  # (instruction set, dtype) whose units round rows before a product
+UNITS = ("generic", "avx2", "avx512", "avx512_bf16", "amx", "emulated")
+# (instruction set, dtype) whose units round rows before a product: to bfloat16, or to sixteen-bit whole numbers for int8
+ROUNDS_ROWS = {(name, "int8") for name in UNITS} | {(name, "bfloat16") for name in ("avx512_bf16", "amx", "emulated")}
 MOST_WORK = 1e7  # of a case in `covering` and `drawn`: rows · heads · (window + persistent) · head_dim
 MOST_RING_BYTES = 1 << 28  # of a batch of single rows, keys and values in float32
 MOST_ROWS = 4096  # of all sequences before a batch of single rows
@@ -112,7 +114,7 @@ class Outcome:
 
 def instruction_sets() -> list[str]:
     """Those this processor has."""
-    return [name for name in ("generic", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "amx") if _runs(name)]
+    return [name for name in UNITS if _runs(name)]
 
 
 @contextmanager
