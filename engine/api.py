@@ -57,13 +57,17 @@ def load(
     """Load a model from an engine directory, or from any source format, converted in memory.
 
     backend: auto, cuda, triton, cpu or torch; named, it runs or is an error.  dtype: float32, bfloat16, float16 (fp32, bf16, fp16), auto =
-    float32.  threads: processor threads, None = the backend's own number.  quantization: int8 for every matrix but the embedding and what
+    bfloat16 where backend cpu runs on a processor that multiplies it directly, else float32.  threads: processor threads, None = the backend's own number.  quantization: int8 for every matrix but the embedding and what
     is tied to it, dtype is then that of all else; backend cpu.  heads: as engine.convert.heads.read_heads takes it, intersected with what
     the model keeps.  check: verify every digest of an engine directory.  config, options: what a source needs beside its file.
     Raises an EngineError for anything wrong in the path, its files or the arguments.
     """
     limits = Limits(dtype=_dtype(dtype), device=device, threads=_threads(threads), quantization=_quantization(quantization))
     choice = _backend(backend, limits)
+    reason = "as asked"
+    if dtype == "auto":
+        preferred, reason = backends.preferred_dtype(choice.name)
+        limits = replace(limits, dtype=preferred)
     checkpoint, _ = _read(path, "auto", config, heads, options, check=check, masked=masked)
     require_finite(checkpoint, str(path))
     stack = compile_stack(checkpoint.spec)
@@ -76,6 +80,7 @@ def load(
         backend=choice.name,
         refusals=tuple((refusal.name, refusal.reason) for refusal in choice.refusals),
         dtype=limits.dtype,
+        dtype_reason=reason,
         device=str(getattr(runner, "device", device)),
         quantization=limits.quantization,
         runner=runner.describe(),

@@ -32,6 +32,7 @@ class Explanation:
     backend: str
     refusals: tuple[tuple[str, str], ...]  # (backend, reason), in the order of preference
     dtype: str
+    dtype_reason: str
     device: str
     quantization: str | None
     runner: dict[str, Any]
@@ -41,7 +42,7 @@ class Explanation:
 
     def __str__(self) -> str:
         numbers = self.dtype if self.quantization is None else f"{self.dtype}, quantization {self.quantization}"
-        lines = [f"{self.path}: backend {self.backend}, dtype {numbers}, device {self.device}"]
+        lines = [f"{self.path}: backend {self.backend}, dtype {numbers} ({self.dtype_reason}), device {self.device}"]
         lines += [f"  {name} refused: {reason}" for name, reason in self.refusals]
         lines += [f"  {name}: {value}" for name, value in self.runner.items()]
         return "\n".join(lines)

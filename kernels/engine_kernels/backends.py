@@ -72,6 +72,17 @@ TABLE: tuple[tuple[str, Callable[[str, str], str | None]], ...] = (
 )
 
 
+def preferred_dtype(name: str) -> tuple[str, str]:
+    """The dtype `auto` stands for on a backend, and why."""
+    if name != "cpu":
+        return "float32", "auto: exact"
+    native = importlib.import_module("engine_kernels.native")
+    dtype, instruction_set = native.preferred_dtype(), native.instruction_set()
+    if dtype == "float32":
+        return dtype, f"auto: {instruction_set} multiplies bfloat16 no faster"
+    return dtype, f"auto: {instruction_set} multiplies it directly; float32 is the exact path"
+
+
 def resolve(backend: str, device: str, dtype: str = "float32", quantization: str | None = None) -> Choice:
     """The first backend of the table that runs `dtype` and `quantization` on `device`, or the one named.
 
