@@ -1,4 +1,4 @@
-"""NumPy arrays → views → the compiled module."""
+"""NumPy arrays and other tensors → views → the compiled module."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def stored_bytes() -> int:
 
 
 def linear(x: np.ndarray[Any, Any], w: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """x [rows, k], w [n, k] float32 → x · wᵀ [rows, n], on one thread: the same bits whatever else runs and however many cores there are."""
-    y = np.empty((len(x), len(w)), np.float32)
-    _native.linear(np.require(x, requirements=["C", "A"]), np.require(w, requirements=["C", "A"]), y)
+    """x [rows, k], w [n, k] float32 → x · wᵀ [rows, n], on one thread, so with the same bits on any number of cores."""
+    y = np.empty((_rows(x, "x"), _rows(w, "w")), np.float32)
+    _native.linear(_whole(x), _whole(w), y)
     return y
 
 
@@ -105,6 +105,9 @@ class ClusterShape:
 
 class NativeModel:
     """Weights, caches and threads of one model in native code. Every method may raise KernelError, then nothing has changed.
+
+    Arrays may be tensors of any library that hands memory over by the buffer protocol or by DLPack: on the CPU, contiguous, and of the
+    element type named; NumPy arrays that are only read may be strided.
 
     Several threads may call it; they wait for one another. A forked child cannot use its parent's model.
     """
@@ -162,8 +165,8 @@ class NativeModel:
 
     def embed(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """ids [rows] int64 → [rows, hidden] float32."""
-        hidden = np.empty((len(ids), self._hidden), np.float32)
-        self._model.embed(np.ascontiguousarray(ids), hidden)
+        hidden = np.empty((_rows(ids, "ids"), self._hidden), np.float32)
+        self._model.embed(_whole(ids), hidden)
         return hidden
 
     def step(
@@ -179,8 +182,8 @@ class NativeModel:
 
         Sequence s continues slots[s] at position starts[s] with lengths[s] of the rows.
         """
-        taps = np.empty((self._layers, *hidden.shape), np.float32) if tapped else None
-        self._model.step(hidden, np.ascontiguousarray(slots), np.ascontiguousarray(starts), np.ascontiguousarray(lengths), taps)
+        taps = np.empty((self._layers, _rows(hidden, "hidden"), self._hidden), np.float32) if tapped else None
+        self._model.step(hidden, _whole(slots), _whole(starts), _whole(lengths), taps)
         return taps
 
     def finish(self, hidden: np.ndarray[Any, Any]) -> None:
@@ -189,20 +192,20 @@ class NativeModel:
 
     def head_log_probs(self, hidden: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """[rows, n0 + tails]: log-softmax over the first cluster's words and the tails' entries."""
-        out = np.empty((len(hidden), self._widths[0]), np.float32)
+        out = np.empty((_rows(hidden, "hidden"), self._widths[0]), np.float32)
         self._model.head_log_probs(hidden, out)
         return out
 
     def tail_log_probs(self, hidden: np.ndarray[Any, Any], cluster: int) -> np.ndarray[Any, Any]:
         """[rows, size]: log-softmax inside tail `cluster` ≥ 1, without its entry's mass."""
-        out = np.empty((len(hidden), self._widths[cluster]), np.float32)
+        out = np.empty((_rows(hidden, "hidden"), self._widths[cluster]), np.float32)
         self._model.tail_log_probs(hidden, cluster, out)
         return out
 
     def target_nll(self, hidden: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """[rows]: -log p(target), NaN where the target is -1."""
-        out = np.empty(len(hidden), np.float32)
-        self._model.target_nll(hidden, np.ascontiguousarray(targets), out)
+        out = np.empty(_rows(hidden, "hidden"), np.float32)
+        self._model.target_nll(hidden, _whole(targets), out)
         return out
 
     def weight_bytes(self) -> tuple[int, int]:
@@ -216,4 +219,17 @@ class NativeModel:
 
 
 def _contiguous(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: np.require(array, requirements=["C", "A"]) for name, array in arrays.items()}
+    return {name: _whole(array) for name, array in arrays.items()}
+
+
+def _rows(tensor: Any, name: str) -> int:
+    """The first size of a tensor of any library."""
+    shape: Sequence[int] = getattr(tensor, "shape", ())
+    if len(shape) == 0:
+        raise KernelError(name, "an array or a tensor of at least one dimension", type(tensor).__name__)
+    return int(shape[0])
+
+
+def _whole(tensor: Any) -> Any:
+    """A NumPy array without gaps; any other tensor as it is, for native code to take or to refuse."""
+    return np.require(tensor, requirements=["C", "A"]) if isinstance(tensor, np.ndarray) else tensor

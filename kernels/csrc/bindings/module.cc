@@ -1,4 +1,4 @@
-// The only file that includes pybind11: buffers become views, CheckError becomes engine_kernels.errors.KernelError.
+// The only file that includes pybind11: arrays become views, CheckError becomes engine_kernels.errors.KernelError.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <unistd.h>
@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/argument.h"
 #include "common/checks.h"
 #include "common/tensor_view.h"
 #include "cpu/all_finite.h"
@@ -27,6 +28,7 @@ namespace cpu = headcount::cpu;
 
 namespace {
 
+using headcount::Argument;
 using headcount::check;
 
 void raise_kernel_error(std::exception_ptr thrown) {
@@ -58,68 +60,13 @@ bool all_finite(const py::buffer& data, int dtype) {
   return headcount::all_finite(view);
 }
 
-std::string shape_text(const std::vector<py::ssize_t>& shape) {
-  std::string text = "[";
-  for (const py::ssize_t size : shape) text += (text.size() > 1 ? ", " : "") + (size < 0 ? "?" : std::to_string(size));
-  return text + "]";
-}
-
-// Native byte order, with or without numpy's mark of it; which of the two 64-bit letters stands depends on the
-// platform.
-template <typename T>
-bool holds(const py::buffer_info& buffer) {
-  const std::string letter = buffer.format.substr(buffer.format.find_first_not_of("=@"));
-  return buffer.itemsize == sizeof(T) && (sizeof(T) == 4 ? letter == "f" : letter == "l" || letter == "q");
-}
-
-// An argument of a call: C-contiguous T of a shape, where -1 stands for any size.
-template <typename T>
-class Argument {
- public:
-  Argument(const py::buffer& buffer, const char* name, const std::vector<py::ssize_t>& shape, bool written = false)
-      : info_(buffer.request()) {
-    const char* dtype = sizeof(T) == 4 ? "float32" : "int64";
-    check(holds<T>(info_), name, dtype, "elements of format " + info_.format);
-    bool fits = info_.ndim == static_cast<py::ssize_t>(shape.size());
-    for (std::size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] < 0 || shape[i] == info_.shape[i];
-    check(fits, name, "shape " + shape_text(shape), shape_text(info_.shape));
-    check_layout(name);
-    check(!written || !info_.readonly, name, "an array that may be written", "a read-only one");
-  }
-
-  // Of any shape.
-  Argument(const py::buffer& buffer, const char* name) : info_(buffer.request()) {
-    check(holds<T>(info_), name, "float32", "elements of format " + info_.format);
-    check_layout(name);
-  }
-
-  T* data() const { return static_cast<T*>(info_.ptr); }
-  std::int64_t size(int axis) const { return info_.shape[axis]; }
-  std::vector<std::int64_t> shape() const { return {info_.shape.begin(), info_.shape.end()}; }
-
- private:
-  void check_layout(const char* name) const {
-    py::ssize_t step = info_.itemsize;
-    bool contiguous = true;
-    for (py::ssize_t i = info_.ndim; i-- > 0; step *= info_.shape[i])
-      contiguous = contiguous && (info_.shape[i] < 2 || info_.strides[i] == step);
-    check(contiguous || info_.size == 0, name, "a contiguous array", "a strided one");
-    check(info_.ptr != nullptr || info_.size == 0, name, "a pointer", "null");
-    const bool aligned = reinterpret_cast<std::uintptr_t>(info_.ptr) % sizeof(T) == 0;
-    check(aligned || info_.size == 0, name, "data aligned to its elements", "a misaligned one");
-  }
-
-  py::buffer_info info_;
-};
-
 // Arrays of a dict with the buffers they stand in.
 class NamedArguments {
  public:
   explicit NamedArguments(const py::dict& given) {
     for (const auto& [key, value] : given) {
       const auto name = py::cast<std::string>(key);
-      check(py::isinstance<py::buffer>(value), name.c_str(), "an array", "something else");
-      buffers_.emplace_back(py::reinterpret_borrow<py::buffer>(value), name.c_str());
+      buffers_.push_back(Argument<float>::of_any_shape(value.ptr(), name.c_str()));
       arrays.add(name, buffers_.back().data(), buffers_.back().shape());
     }
   }
@@ -148,10 +95,10 @@ std::map<std::string, std::int64_t> call_counts() {
 }
 
 // y = x · Wᵀ in float32, on the caller's thread alone.
-void linear(const py::buffer& x, const py::buffer& w, const py::buffer& y) {
-  const Argument<float> in(x, "x", {-1, -1});
-  const Argument<float> weights(w, "w", {-1, in.size(1)});
-  const Argument<float> out(y, "y", {in.size(0), weights.size(0)}, true);
+void linear(const py::object& x, const py::object& w, const py::object& y) {
+  const Argument<float> in(x.ptr(), "x", {-1, -1});
+  const Argument<float> weights(w.ptr(), "w", {-1, in.size(1)});
+  const Argument<float> out(y.ptr(), "y", {in.size(0), weights.size(0)}, true);
   const py::gil_scoped_release release;
   cpu::Compute compute(cpu::kernels(), 1);
   const std::int64_t n = weights.size(0), k = in.size(1);
@@ -205,47 +152,48 @@ class NativeModel {
     run([&] { stack_.restart(slot); });
   }
 
-  void embed(const py::buffer& ids, const py::buffer& hidden) {
-    const Argument<std::int64_t> in(ids, "ids", {-1});
-    const Argument<float> out(hidden, "hidden", {in.size(0), hidden_}, true);
+  void embed(const py::object& ids, const py::object& hidden) {
+    const Argument<std::int64_t> in(ids.ptr(), "ids", {-1});
+    const Argument<float> out(hidden.ptr(), "hidden", {in.size(0), hidden_}, true);
     run([&] { vocabulary().embed(in.data(), in.size(0), out.data()); });
   }
 
-  void step(const py::buffer& hidden, const py::buffer& slots, const py::buffer& starts, const py::buffer& lengths,
-            const std::optional<py::buffer>& taps) {
-    const Argument<float> rows(hidden, "hidden", {-1, hidden_}, true);
-    const Argument<std::int64_t> which(slots, "slots", {-1});
-    const Argument<std::int64_t> from(starts, "starts", {which.size(0)});
-    const Argument<std::int64_t> count(lengths, "lengths", {which.size(0)});
+  void step(const py::object& hidden, const py::object& slots, const py::object& starts, const py::object& lengths,
+            const std::optional<py::object>& taps) {
+    const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_}, true);
+    const Argument<std::int64_t> which(slots.ptr(), "slots", {-1});
+    const Argument<std::int64_t> from(starts.ptr(), "starts", {which.size(0)});
+    const Argument<std::int64_t> count(lengths.ptr(), "lengths", {which.size(0)});
     std::optional<Argument<float>> tapped;
-    if (taps) tapped.emplace(*taps, "taps", std::vector<py::ssize_t>{stack_.layers(), rows.size(0), hidden_}, true);
+    if (taps)
+      tapped.emplace(taps->ptr(), "taps", std::vector<std::int64_t>{stack_.layers(), rows.size(0), hidden_}, true);
     run([&] {
       stack_.step(rows.data(), rows.size(0), {which.data(), from.data(), count.data(), which.size(0)},
                   tapped ? tapped->data() : nullptr);
     });
   }
 
-  void finish(const py::buffer& hidden) {
-    const Argument<float> rows(hidden, "hidden", {-1, hidden_}, true);
+  void finish(const py::object& hidden) {
+    const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_}, true);
     run([&] { vocabulary().finish(rows.data(), rows.size(0)); });
   }
 
-  void head_log_probs(const py::buffer& hidden, const py::buffer& out) {
-    const Argument<float> rows(hidden, "hidden", {-1, hidden_});
-    const Argument<float> result(out, "out", {rows.size(0), vocabulary().head_width()}, true);
+  void head_log_probs(const py::object& hidden, const py::object& out) {
+    const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_});
+    const Argument<float> result(out.ptr(), "out", {rows.size(0), vocabulary().head_width()}, true);
     run([&] { vocabulary().head_log_probs(rows.data(), rows.size(0), result.data()); });
   }
 
-  void tail_log_probs(const py::buffer& hidden, std::int64_t cluster, const py::buffer& out) {
-    const Argument<float> rows(hidden, "hidden", {-1, hidden_});
-    const Argument<float> result(out, "out", {rows.size(0), vocabulary().tail_width(cluster)}, true);
+  void tail_log_probs(const py::object& hidden, std::int64_t cluster, const py::object& out) {
+    const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_});
+    const Argument<float> result(out.ptr(), "out", {rows.size(0), vocabulary().tail_width(cluster)}, true);
     run([&] { vocabulary().tail_log_probs(rows.data(), rows.size(0), cluster, result.data()); });
   }
 
-  void target_nll(const py::buffer& hidden, const py::buffer& targets, const py::buffer& out) {
-    const Argument<float> rows(hidden, "hidden", {-1, hidden_});
-    const Argument<std::int64_t> wanted(targets, "targets", {rows.size(0)});
-    const Argument<float> result(out, "out", {rows.size(0)}, true);
+  void target_nll(const py::object& hidden, const py::object& targets, const py::object& out) {
+    const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_});
+    const Argument<std::int64_t> wanted(targets.ptr(), "targets", {rows.size(0)});
+    const Argument<float> result(out.ptr(), "out", {rows.size(0)}, true);
     run([&] { vocabulary().target_nll(rows.data(), rows.size(0), wanted.data(), result.data()); });
   }
 
