@@ -47,7 +47,8 @@ constexpr std::int64_t narrowed_levels(std::int64_t k) {
   return fit < 32767 ? fit : 32767;
 }
 
-enum class Activation : int { kNone = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3 };
+// gelu: x · Φ(x); gelu_tanh: its approximation by tanh; quick_gelu: x · sigmoid(1.702 x); silu: x · sigmoid(x).
+enum class Activation : int { kNone, kRelu, kGelu, kGeluTanh, kQuickGelu, kSilu, kTanh, kActivations };
 
 // y[r, i] = residual[r, i] + activation(Σ_k x[r, k] · W[i, k] + bias[i]); x [rows, k] with row stride ldx, y and
 // residual with row stride ldy.

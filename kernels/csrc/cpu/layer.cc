@@ -17,7 +17,8 @@ void check_shape(const LayerShape& shape) {
   at_least("heads", shape.heads, 0);
   at_least("feed_forward", shape.feed_forward, 0);
   const int activation = static_cast<int>(shape.activation);
-  check(activation >= 0 && activation <= 3, "activation", "a code from 0 to 3", std::to_string(activation));
+  check(activation >= 0 && activation < static_cast<int>(Activation::kActivations), "activation", "the code of one",
+        std::to_string(activation));
   if (shape.heads == 0) return;
   at_least("head_dim", shape.head_dim, 1);
   at_least("persistent", shape.persistent, 0);

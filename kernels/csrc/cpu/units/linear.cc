@@ -18,18 +18,36 @@ HEADCOUNT_INLINE Lanes gelu(const Lanes& x) {
   return x * (x < 0.0f ? tail : 1.0f - tail);
 }
 
-// x / 2 · (1 + tanh(√(2 / π) (x + 0.044715 x³))) = x / (1 + e^-2u).
-HEADCOUNT_INLINE Lanes gelu_tanh(const Lanes& x) {
-  const Lanes u = x * (x * x * 0.044715f + 1.0f) * (-2.0f * 0.7978845608f);
-  return x / (exponential(u > 80.0f ? Lanes{} + 80.0f : u) + 1.0f);
+// tanh(x) = 2 sigmoid(2 x) - 1, so x / 2 · (1 + tanh u) = x · sigmoid(2 u).
+HEADCOUNT_INLINE Lanes sigmoid(const Lanes& x) {
+  return 1.0f / (exponential(x < -80.0f ? Lanes{} + 80.0f : -x) + 1.0f);
 }
 
-HEADCOUNT_INLINE Vec activated(Vec x, Activation activation) {
-  if (activation == Activation::kNone) return x;
-  if (activation == Activation::kRelu) return max(broadcast(0.0f), x);
+template <typename Function>
+HEADCOUNT_INLINE Vec each(Vec x, Function function) {
 #pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) x.part[i] = activation == Activation::kGelu ? gelu(x.part[i]) : gelu_tanh(x.part[i]);
+  for (int i = 0; i < kParts; ++i) x.part[i] = function(x.part[i]);
   return x;
+}
+
+HEADCOUNT_INLINE Vec activated(const Vec& x, Activation activation) {
+  switch (activation) {
+    case Activation::kRelu:
+      return max(broadcast(0.0f), x);
+    case Activation::kGelu:
+      return each(x, [](const Lanes& v) { return gelu(v); });
+    case Activation::kGeluTanh:
+      return each(x,
+                  [](const Lanes& v) { return v * sigmoid((v * v * 0.044715f + 1.0f) * v * (2.0f * 0.7978845608f)); });
+    case Activation::kQuickGelu:
+      return each(x, [](const Lanes& v) { return v * sigmoid(v * 1.702f); });
+    case Activation::kSilu:
+      return each(x, [](const Lanes& v) { return v * sigmoid(v); });
+    case Activation::kTanh:
+      return each(x, [](const Lanes& v) { return sigmoid(v + v) * 2.0f - 1.0f; });
+    default:
+      return x;
+  }
 }
 
 // y = residual + activation(sum + bias) of `count` lanes.
