@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -61,10 +61,11 @@ def load(
     limits = Limits(dtype=_dtype(dtype), device=device, threads=_threads(threads))
     if quantization is not None:
         raise Unsupported(Problem("quantization", "None, the only one this version runs", repr(quantization)))
-    choice = _backend(backend, device, limits.dtype)
+    _backend(backend, device, limits.dtype, ())  # a name or a device that cannot be is told before a file is read
     checkpoint, _ = _read(path, "auto", config, heads, options, check=check, masked=masked)
     require_finite(checkpoint, str(path))
     stack = compile_stack(checkpoint.spec)
+    choice = _backend(backend, device, limits.dtype, stack.features())
     _require_memory(checkpoint, limits.dtype, str(path))
     tokenizer = None if checkpoint.tokenizer is None else Tokenizer.from_json(checkpoint.tokenizer, source=str(path))
     runner: Runner = importlib.import_module(RUNNERS[choice.name]).build(stack, fold(checkpoint), limits)
@@ -176,12 +177,12 @@ def _threads(threads: int | None) -> int | None:
     return threads
 
 
-def _backend(backend: str, device: str, dtype: str) -> backends.Choice:
+def _backend(backend: str, device: str, dtype: str, features: Sequence[str]) -> backends.Choice:
     for name, value in (("backend", backend), ("device", device)):
         if not isinstance(value, str):
             raise InputError(Problem(name, "a name", repr(value)))
     try:
-        return backends.resolve(backend, device, dtype)
+        return backends.resolve(backend, device, dtype, features)
     except KernelError as error:
         raise BackendUnavailable(Problem(error.argument, error.expected, error.got)) from None
 

@@ -96,7 +96,7 @@ def inspect(
 def verify(
     path: ModelPath,
     against: Annotated[str, typer.Option("--against", metavar="SRC", help="The source; its pruned heads are computed and masked.")],
-    tolerance: Annotated[float, typer.Option("--tolerance", min=0.0, help="Largest difference of a log-probability.")] = 2e-4,
+    tolerance: Annotated[float, typer.Option("--tolerance", min=0.0, help="Largest difference of a log-probability or a logit.")] = 2e-4,
     text: Annotated[str | None, typer.Option("--text", metavar="FILE", help="Compare on this text, not on random tokens.")] = None,
     config: Config = None,
     heads: Heads = None,
@@ -114,7 +114,8 @@ def verify(
     with spinner("Comparing", quiet), engine.load(path, backend=backend, dtype=dtype, check=True) as model:
         reference = engine.load(against, backend="torch", dtype="float32", config=config, heads=heads, masked=True, **options)
         with reference:
-            ids = sample_ids(model) if text is None else [encode(model, read_text(text))[:MOST_TOKENS]]
+            most = model.spec.embedding.most_tokens or MOST_TOKENS
+            ids = sample_ids(model) if text is None else [encode(model, read_text(text))[: min(MOST_TOKENS, most)]]
             found = compare(model, reference, ids)
     passed = found.within(tolerance)
     if as_json:

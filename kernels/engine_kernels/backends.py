@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine_kernels.errors import KernelError
@@ -27,21 +27,26 @@ class Choice:
 
 
 CPU_DTYPES = ("float32", "bfloat16")
+CPU_FEATURES: tuple[str, ...] = ()  # what of engine/model/plan.py's Stack.features() the native code has
+
+Probe = Callable[[str, str, Sequence[str]], str | None]
 
 
-def _probe_cuda(device: str, dtype: str) -> str | None:
+def _probe_cuda(device: str, dtype: str, features: Sequence[str]) -> str | None:
     return "this version has no CUDA kernels"
 
 
-def _probe_triton(device: str, dtype: str) -> str | None:
+def _probe_triton(device: str, dtype: str, features: Sequence[str]) -> str | None:
     return "this version has no Triton kernels"
 
 
-def _probe_cpu(device: str, dtype: str) -> str | None:
+def _probe_cpu(device: str, dtype: str, features: Sequence[str]) -> str | None:
     if device not in ("auto", "cpu"):
         return f"runs on the CPU only, and device={device!r} was asked for"
     if dtype not in CPU_DTYPES:
         return f"runs {' and '.join(CPU_DTYPES)}, and dtype={dtype!r} was asked for"
+    if missing := [feature for feature in features if feature not in CPU_FEATURES]:
+        return f"does not run {', '.join(missing)} yet"
     try:
         native = importlib.import_module("engine_kernels.native")
     except ImportError as error:
@@ -50,14 +55,14 @@ def _probe_cpu(device: str, dtype: str) -> str | None:
     return None
 
 
-def _probe_torch(device: str, dtype: str) -> str | None:
+def _probe_torch(device: str, dtype: str, features: Sequence[str]) -> str | None:
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed: pip install 'headcount[torch]'"
     return None
 
 
 # Best first. A probe returns the reason it refuses, or None.
-TABLE: tuple[tuple[str, Callable[[str, str], str | None]], ...] = (
+TABLE: tuple[tuple[str, Probe], ...] = (
     ("cuda", _probe_cuda),
     ("triton", _probe_triton),
     ("cpu", _probe_cpu),
@@ -65,8 +70,11 @@ TABLE: tuple[tuple[str, Callable[[str, str], str | None]], ...] = (
 )
 
 
-def resolve(backend: str, device: str, dtype: str = "float32") -> Choice:
-    """The first backend of the table that runs `dtype` on `device`, or the one named; raises KernelError with all reasons if none does."""
+def resolve(backend: str, device: str, dtype: str = "float32", features: Sequence[str] = ()) -> Choice:
+    """The first backend of the table that runs `dtype` on `device`, or the one named; raises KernelError with all reasons if none does.
+
+    features: what a model needs beside causal attention in a window, by the names the probes know.
+    """
     names = [name for name, _ in TABLE]
     if backend != "auto" and backend not in names:
         raise KernelError("backend", "auto, " + ", ".join(names), repr(backend))
@@ -74,7 +82,7 @@ def resolve(backend: str, device: str, dtype: str = "float32") -> Choice:
     for name, probe in TABLE:
         if backend not in ("auto", name):
             continue
-        reason = probe(device, dtype)
+        reason = probe(device, dtype, features)
         if reason is None:
             return Choice(name, tuple(refusals))
         refusals.append(Refusal(name, reason))
