@@ -88,7 +88,9 @@ class Model:
         Raises InputError for ids that are none, and above 2 GiB of result: score gives the tokens' own.
         """
         self._require_language_model("log_probs")
-        return scoring.log_probs(self._steps, rectangle(ids, self.spec.vocab), progress)
+        rows = rectangle(ids, self.spec.vocab)
+        self._require_positions([rows[0]], "ids")
+        return scoring.log_probs(self._steps, rows, progress)
 
     def score(self, ids: Any, *, segment: int | None = None, progress: Progress | None = None) -> Score:
         """ids [B, T], or B lists of any length → Score(token_nll [B, T-1], mean, ppl), in nats; mean is over all tokens.
@@ -98,7 +100,9 @@ class Model:
         self._require_language_model("score")
         if segment is not None and (isinstance(segment, bool) or not isinstance(segment, int) or segment < 1):
             raise InputError(Problem("segment", "an integer of at least 1, or None", repr(segment)))
-        return scoring.score(self._steps, token_rows(ids, self.spec.vocab), segment or CHUNK, progress)
+        rows = token_rows(ids, self.spec.vocab)
+        self._require_positions([row[:-1] for row in rows], "ids")  # the last token is only predicted
+        return scoring.score(self._steps, rows, segment or CHUNK, progress)
 
     @overload
     def generate(self, prompt: str, **options: Any) -> Completion: ...
@@ -123,13 +127,14 @@ class Model:
 
         temperature 0 is greedy. stop: texts, token ids, or a list of both; no token ends a text by itself. logprobs: alternatives kept per
         token. A draw depends on the seed and the token's index alone, never on what runs beside it; without a seed one is drawn and kept in
-        the Completion. Raises InputError for anything wrong in the prompt or the options.
+        the Completion. A model with positions ends where they do, finish_reason "length". Raises InputError for anything wrong in the
+        prompt or the options.
         """
         given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop": stop}
         options = self._options({**given, "logprobs": logprobs, **unknown})
         several = is_batch(prompt)
         prompts = [(f"prompt[{i}]", p) for i, p in enumerate(prompt)] if several else [("prompt", prompt)]
-        generations = [Generation.start(self._prompt(p, where), options, self.tokenizer) for where, p in prompts]
+        generations = [self._start(p, where, options) for where, p in prompts]
         for _ in generation.generate(self._steps, generations):
             pass
         completions = [g.completion() for g in generations]
@@ -156,12 +161,14 @@ class Model:
         options = self._options({**given, "logprobs": logprobs, **unknown})
         if is_batch(prompt):
             raise InputError(Problem("prompt", "one prompt", "several"), hint="generate takes a batch")
-        return self._tokens(Generation.start(self._prompt(prompt, "prompt"), options, self.tokenizer))
+        return self._tokens(self._start(prompt, "prompt", options))
 
     def trace(self, ids: Any) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
         """One sequence ids [T], a part at a time: residual stream [rows, hidden] after embedding and each layer; log p [rows, vocab]."""
         self._require_language_model("trace")
-        return scoring.trace(self._steps, prompt_row(ids, "ids", self.spec.vocab))
+        row = prompt_row(ids, "ids", self.spec.vocab)
+        self._require_positions([row], "ids")
+        return scoring.trace(self._steps, row)
 
     def encode(
         self,
@@ -203,6 +210,7 @@ class Model:
         self._steps.check_open()
         self._require_language_model("forward")
         rows = rectangle(ids, self.spec.vocab)
+        self._require_positions([rows[0]], "ids")
         own = getattr(self._runner, "forward", None)
         if own is None:
             raise Unsupported(Problem("forward", "a backend with tensors of its own", self._explanation.backend))
@@ -231,6 +239,21 @@ class Model:
         self._steps.check_open()
         self._require_language_model("generate")
         return generation_options(options, vocab=self.spec.vocab, has_tokenizer=self.tokenizer is not None)
+
+    def _start(self, prompt: Any, where: str, options: GenerationOptions) -> Generation:
+        """A model with positions ends a text, for its length, where they do."""
+        ids = self._prompt(prompt, where)
+        self._require_positions([ids], where)
+        most = self._steps.stack.most_rows
+        room = options.max_new_tokens if most is None else min(options.max_new_tokens, most - len(ids) + 1)  # the last one is not fed
+        return Generation.start(ids, replace(options, max_new_tokens=room), self.tokenizer)
+
+    def _require_positions(self, rows: list[np.ndarray], where: str) -> None:
+        most = self._steps.stack.most_rows
+        longest = max(range(len(rows)), key=lambda index: len(rows[index]))
+        if most is not None and len(rows[longest]) > most:
+            place = f"{where}[{longest}]" if where == "ids" and len(rows) > 1 else where
+            raise InputError(Problem(place, f"at most {most} tokens, the model's positions", str(len(rows[longest]))))
 
     def _prompt(self, prompt: Any, where: str) -> np.ndarray:
         if isinstance(prompt, str):

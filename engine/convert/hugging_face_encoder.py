@@ -10,7 +10,7 @@ import numpy as np
 from engine.checkpoint import Checkpoint
 from engine.convert.base import Settings, SourceTensors
 from engine.convert.hugging_face_heads import Heads, read_heads
-from engine.convert.hugging_face_names import ACTIVATIONS, Family
+from engine.convert.hugging_face_names import Family, read_activation
 from engine.convert.hugging_face_tasks import Weights, read_head, read_task
 from engine.spec import Absolute, Activation, AttentionSpec, Cluster, Embedding, FeedForward, LayerSpec, ModelSpec
 
@@ -29,7 +29,7 @@ def read_encoder(family: Family, source: SourceTensors, settings: Settings, note
     weights, embedding = _embedding(family, prefix, source, settings)
     vocab, hidden = weights["embedding.0"].shape
     names = [f"{prefix}{family.layers}{index}." for index in range(layers)]
-    activation = _activation(family, settings)
+    activation = read_activation(settings, family.settings["activation"], "gelu")
     heads = read_heads(settings, family.settings["heads"], hidden, [_query_rows(source, name, family) for name in names], notes)
     eps = _norm_eps(family, settings)
     widths = _widths(family, source, settings, names, heads)
@@ -86,14 +86,6 @@ def _query_rows(source: SourceTensors, layer: str, family: Family) -> tuple[str,
 def _norm_eps(family: Family, settings: Settings) -> float:
     name = family.settings.get("norm_eps")
     return family.norm_eps if name is None else settings.number(name, family.norm_eps)
-
-
-def _activation(family: Family, settings: Settings) -> Activation:
-    name = settings.value(family.settings["activation"])
-    if name is not None and (not isinstance(name, str) or name not in ACTIVATIONS):
-        settings.problem(f"config {family.settings['activation']}", "one of " + ", ".join(ACTIVATIONS), repr(name)[:60])
-        name = None
-    return ACTIVATIONS[name or "gelu"]
 
 
 def _widths(family: Family, source: SourceTensors, settings: Settings, names: list[str], heads: Heads) -> list[int]:

@@ -1,4 +1,4 @@
-"""What the Hugging Face families call their tensors and settings: data, nothing else.
+"""What the Hugging Face families call their tensors, settings and activations.
 
 Layouts as written by transformers 4 and 5 (github.com/huggingface/transformers, models/bert, roberta, xlm_roberta, distilbert, gpt2).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from engine.convert.base import Settings
 from engine.spec import Activation
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -97,6 +98,11 @@ DISTILBERT = Family(
 )
 FAMILIES = {"bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA, "camembert": ROBERTA, "distilbert": DISTILBERT}
 
+GPT2_SETTINGS = (
+    *("n_layer", "n_embd", "n_head", "n_inner", "n_positions", "vocab_size", "activation_function", "layer_norm_epsilon"),
+    *("scale_attn_weights", "scale_attn_by_inverse_layer_idx"),
+)
+
 ENDINGS = {  # what an architecture's name ends with → task; the longest ending that fits counts
     "Model": "hidden",
     "ForMaskedLM": "masked_lm",
@@ -140,4 +146,15 @@ WITHOUT_MEANING = (  # of training, generation, other frameworks and bookkeeping
     *("sinusoidal_pos_embds", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder"),
     *("tie_weights_", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p"),
     *("unk_token_id", "use_bfloat16", "use_cache"),
+    *("attn_pdrop", "embd_pdrop", "n_ctx", "predict_special_tokens", "reorder_and_upcast_attn", "resid_pdrop"),  # GPT-2
+    *("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"),
 )
+
+
+def read_activation(settings: Settings, name: str, default: str) -> Activation:
+    """The activation a setting names; a problem where it is none of ACTIVATIONS."""
+    value = settings.value(name)
+    if value is not None and (not isinstance(value, str) or value not in ACTIVATIONS):
+        settings.problem(f"config {name}", "one of " + ", ".join(ACTIVATIONS), repr(value)[:60])
+        value = None
+    return ACTIVATIONS[value or default]
