@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -57,20 +57,20 @@ def load(
     """Load a model from an engine directory, or from any source format, converted in memory.
 
     backend: auto, cuda, triton, cpu or torch; named, it runs or is an error.  dtype: float32, bfloat16, float16 (fp32, bf16, fp16), auto =
-    bfloat16 where backend cpu runs on a processor that multiplies it directly, else float32.  threads: processor threads, None = the backend's own number.  quantization: int8 for every matrix but the embedding and what
-    is tied to it, dtype is then that of all else; backend cpu.  heads: as engine.convert.heads.read_heads takes it, intersected with what
-    the model keeps.  check: verify every digest of an engine directory.  config, options: what a source needs beside its file.
+    bfloat16 where backend cpu runs on a processor that multiplies it directly, else float32.  threads: processor threads, None = the
+    backend's own number.  quantization: int8 for every matrix but the embedding and what is tied to it, dtype is then that of all else;
+    backend cpu.  heads: as engine.convert.heads.read_heads takes it, intersected with what the model keeps.  check: verify every digest of an engine directory.  config, options: what a source needs beside its file.
     Raises an EngineError for anything wrong in the path, its files or the arguments.
     """
     limits = Limits(dtype=_dtype(dtype), device=device, threads=_threads(threads), quantization=_quantization(quantization))
-    choice = _backend(backend, limits)
-    reason = "as asked"
-    if dtype == "auto":
-        preferred, reason = backends.preferred_dtype(choice.name)
-        limits = replace(limits, dtype=preferred)
+    _backend(backend, limits, ())  # a name or a device that cannot be is told before a file is read
     checkpoint, _ = _read(path, "auto", config, heads, options, check=check, masked=masked)
     require_finite(checkpoint, str(path))
     stack = compile_stack(checkpoint.spec)
+    choice, reason = _backend(backend, limits, stack.features()), "as asked"
+    if dtype == "auto":
+        preferred, reason = backends.preferred_dtype(choice.name)
+        limits = replace(limits, dtype=preferred)
     _require_memory(checkpoint, limits.dtype, str(path))
     tokenizer = None if checkpoint.tokenizer is None else Tokenizer.from_json(checkpoint.tokenizer, source=str(path))
     runner: Runner = importlib.import_module(RUNNERS[choice.name]).build(stack, fold(checkpoint), limits)
@@ -190,12 +190,12 @@ def _threads(threads: int | None) -> int | None:
     return threads
 
 
-def _backend(backend: str, limits: Limits) -> backends.Choice:
+def _backend(backend: str, limits: Limits, features: Sequence[str]) -> backends.Choice:
     for name, value in (("backend", backend), ("device", limits.device)):
         if not isinstance(value, str):
             raise InputError(Problem(name, "a name", repr(value)))
     try:
-        return backends.resolve(backend, limits.device, limits.dtype, limits.quantization)
+        return backends.resolve(backend, limits.device, limits.dtype, limits.quantization, features)
     except KernelError as error:
         raise BackendUnavailable(Problem(error.argument, error.expected, error.got)) from None
 

@@ -99,7 +99,7 @@ def inspect(
 def verify(
     path: ModelPath,
     against: Annotated[str, typer.Option("--against", metavar="SRC", help="The source; its pruned heads are computed and masked.")],
-    tolerance: Annotated[float, typer.Option("--tolerance", min=0.0, help="Largest difference of a log-probability.")] = 2e-4,
+    tolerance: Annotated[float, typer.Option("--tolerance", min=0.0, help="Largest difference of a log-probability or a logit.")] = 2e-4,
     text: Annotated[str | None, typer.Option("--text", metavar="FILE", help="Compare on this text, not on random tokens.")] = None,
     config: Config = None,
     heads: Heads = None,
@@ -124,7 +124,8 @@ def verify(
         with engine.load(path, backend=backend, dtype=dtype, quantization=quantization, check=True) as model:
             reference = engine.load(against, backend="torch", dtype="float32", config=config, heads=heads, masked=True, **options)
             with reference:
-                ids = sample_ids(model) if text is None else [encode(model, read_text(text))[:MOST_TOKENS]]
+                most = model.spec.embedding.most_tokens or MOST_TOKENS
+                ids = sample_ids(model) if text is None else [encode(model, read_text(text))[: min(MOST_TOKENS, most)]]
                 found = compare(model, reference, ids)
         if text is not None:
             precisions = compare_precisions(lambda p: engine.load(path, backend=backend, **asdict(p)), lambda model: model.score(ids))

@@ -207,7 +207,7 @@ def _stored(spec: ModelSpec, size: int) -> dict[int, Stored]:
 def _layer_cost(spec: ModelSpec, index: int, batch: int, size: int, prefill: Work, decode: Work, stored: Stored) -> LayerCost:
     layer = spec.layers[index]
     a = layer.attention
-    kv_bytes_per_token = 2 * a.kv_heads * a.head_dim * size
+    kv_bytes_per_token = 2 * a.kv_heads * a.head_dim * size if a.causal else 0  # an encoder keeps nothing
     return LayerCost(
         index=index,
         heads=a.heads,

@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine_kernels.backends import TABLE
+from engine_kernels.backends import TABLE, Probe
 from engine_kernels.errors import KernelError
 
 PACKAGES = ("headcount", "numpy", "ml_dtypes", "safetensors", "tokenizers", "torch", "triton")
@@ -29,10 +28,10 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _state(probe: Callable[[str, str], str | None]) -> str:
+def _state(probe: Probe) -> str:
     """Whether a backend can run here, or why not; an ENGINE_CPU_ISA that cannot be, which stops a load, is told as the reason."""
     try:
-        return probe("auto", "float32") or "can run"
+        return probe("auto", "float32", ()) or "can run"
     except KernelError as error:
         return str(error)
 

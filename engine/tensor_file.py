@@ -173,8 +173,8 @@ def _entry(name: str, value: Any, problems: list[Problem]) -> _Entry | None:
     tag, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(tag, str) or tag not in DTYPES:
         problems.append(Problem(f"{name}: dtype", "one of " + ", ".join(DTYPES), _shown(tag)))
-    if not _counts(shape, least=1) or len(shape) > MAX_RANK:
-        problems.append(Problem(f"{name}: shape", f"at most {MAX_RANK} positive sizes", _shown(shape)))
+    if not _counts(shape, least=0) or len(shape) > MAX_RANK:  # a layer without heads may be stored as matrices of no rows
+        problems.append(Problem(f"{name}: shape", f"at most {MAX_RANK} sizes", _shown(shape)))
     if not _counts(offsets, least=0) or len(offsets) != 2 or offsets[0] > offsets[1]:
         problems.append(Problem(f"{name}: data_offsets", "a first and a last byte", _shown(offsets)))
     if len(problems) > before:

@@ -14,7 +14,7 @@ from typing import Any
 from engine.checkpoint import Checkpoint, validate
 from engine.convert.base import ConversionReport, Converted, Converter
 from engine.convert.heads import read_heads
-from engine.convert.pickles import load_tensors
+from engine.convert.hugging_face_files import files_of, hugging_face_file, load_tensors, names_model_type
 from engine.convert.source_tokenizer import VOCABULARIES, read_tokenizer
 from engine.errors import ConversionError, Problem
 from engine.strict_json import parse_json, read_bytes
@@ -25,6 +25,7 @@ CONVERTER_VERSION = 1  # raised when the same source would convert to something 
 FORMATS = (  # name, module, other names, tensors it is recognised by
     ("aiha-lab", "engine.convert.aiha", ("aiha",), "layers.0.attn.q_proj.weight.data"),
     ("fair", "engine.convert.fair", ("adaptive-span", "all-attention"), "layers.0.attn.proj_query.weight"),
+    ("huggingface", "engine.convert.hugging_face", ("hf", "transformers"), "encoder.layer.0.attention.self.query.weight"),
     ("transformer-xl", "engine.convert.transformer_xl", ("txl", "transformer-xl-kimiyoung"), "layers.0.dec_attn.qkv_net.weight"),
 )
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
@@ -49,6 +50,8 @@ def read_source(
     file = _checkpoint_file(Path(path))
     given = _json_values(options, "options", file.name)
     loaded = load_tensors(file)
+    if format == "auto" and names_model_type(config, file):
+        format = "huggingface"  # so that a layout nobody knows is told by its model_type
     converter = _converter(format, list(loaded.tensors), file.name)
     settings = _config(config, converter, file)
     vocab = given.pop("vocab", None)
@@ -62,7 +65,7 @@ def read_source(
         "converter_version": CONVERTER_VERSION,
         "headcount_version": _version(),
         "source": file.name,
-        "sha256": _sha256(file),
+        "sha256": _sha256(files_of(file)),
         "options": given,
         "config": {key: value for key, value in settings.items() if key not in VOCABULARIES},
         "training": loaded.extras,
@@ -92,6 +95,8 @@ def _checkpoint_file(path: Path) -> Path:
     try:
         if not path.is_dir():
             return path
+        if (chosen := hugging_face_file(path)) is not None:
+            return chosen
         found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
     except (OSError, ValueError) as error:
         raise ConversionError(Problem("source", "a readable directory", str(error)), source=str(path)) from error
@@ -177,11 +182,12 @@ def _apply_heads(converted: Converted, heads: Any, cut: Callable[..., Checkpoint
     return replace(chosen, weights=dict(chosen.weights))  # cut once: the source's own tensors are in memory, and can go
 
 
-def _sha256(file: Path) -> str:
+def _sha256(files: Sequence[Path]) -> str:
     state = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            state.update(block)
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                state.update(block)
     return state.hexdigest()
 
 

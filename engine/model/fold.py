@@ -49,8 +49,7 @@ def _model(spec: ModelSpec, weights: Weights) -> dict[str, np.ndarray]:
     if spec.final_norm:
         model["final_norm"] = _float(weights["final_norm"]) + np.float32(spec.layers[-1].norm_offset)
         model["final_norm_bias"] = _float(weights["final_norm_bias"])
-    assert isinstance(spec.head, Vocabulary)  # compile_stack refuses other heads
-    for index, cluster in enumerate(spec.head.clusters):
+    for index, cluster in enumerate(spec.head.clusters if isinstance(spec.head, Vocabulary) else ()):
         if cluster.tied:
             name, start, stop = spec.tied_source(index)
             model[f"head.{index}"] = model[name][start:stop]
@@ -74,6 +73,9 @@ def _fold_attention(folded: dict[str, np.ndarray], layer: LayerSpec, spec: Model
     a = layer.attention
     if a.persistent:
         folded["attention.persistent_values"] = folded["attention.persistent_values"] * np.float32(np.sqrt(a.persistent))
+    for name in ("query", "query_bias"):
+        if a.score_scale != 1 and f"attention.{name}" in folded:
+            folded[f"attention.{name}"] = folded[f"attention.{name}"] * np.float32(a.score_scale)
     if a.scaled:
         columns = np.repeat(folded.pop("attention.head_scale"), a.head_dim)  # [heads * head_dim]
         folded["attention.output"] = folded["attention.output"] * columns
@@ -87,7 +89,8 @@ def _fold_attention(folded: dict[str, np.ndarray], layer: LayerSpec, spec: Model
 
 def _distances(a: AttentionSpec, folded: dict[str, np.ndarray], spec: ModelSpec, weights: Weights) -> np.ndarray | None:
     """[heads, reach, head_dim] of the layer's own projection, or [1, reach, head_dim] of a shared table; row i is distance first + i."""
-    assert a.reach is not None
+    if a.reach is None:
+        return None  # relative positions have a window
     if isinstance(a.position, SharedTable):
         return _float(weights["position.table"][: a.reach])[None]
     if isinstance(a.position, Table):

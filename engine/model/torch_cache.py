@@ -38,15 +38,9 @@ class Groups:
 
     def __init__(self, batch: Batch, device: torch.device) -> None:
         ends = np.cumsum(batch.lengths)
+        self.first_rows = torch.from_numpy(ends - batch.lengths).to(device)
         self.last_rows = torch.from_numpy(ends - 1).to(device)
         self._groups = [_group(batch, ends, length, device) for length in np.unique(batch.lengths).tolist()]
-
-    @staticmethod
-    def fresh(batch: int, length: int, device: torch.device) -> Groups:
-        """`batch` streams of `length` rows from their start."""
-        sequences = np.arange(batch)
-        lengths = np.full(batch, length)
-        return Groups(Batch(np.zeros(batch * length, np.int64), sequences, np.zeros(batch, np.int64), lengths, "hidden"), device)
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self._groups)
@@ -101,6 +95,18 @@ class Start:
         keys = torch.cat((self.zero_key[:, None].expand(shape), key.to(self.zero_key.dtype)), dim=2)
         values = torch.cat((self.zero_value[:, None].expand(shape), value.to(self.zero_value.dtype)), dim=2)
         return reference.attend(query, keys, values, group.starts, tables, see)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Nothing stands before the new rows: they are whole sequences, and all of a sequence see each other. dtype: of keys and values."""
+
+    dtype: torch.dtype
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, tables: Tables, see: Visibility
+    ) -> torch.Tensor:
+        return reference.attend_whole(query, key.to(self.dtype), value.to(self.dtype))
 
 
 class Rings:

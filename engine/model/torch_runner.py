@@ -10,9 +10,9 @@ import torch
 
 from engine.errors import BackendUnavailable, Problem
 from engine.model.plan import AttentionPlan, LayerPlan, Stack
-from engine.model.runner import Batch, Folded, Limits, Runner, StepResult
+from engine.model.runner import Batch, Folded, Limits, Runner, StepResult, fresh_batch, position_rows
 from engine.model.slots import Slots
-from engine.model.torch_cache import Groups, Past, Rings, Start, Tables
+from engine.model.torch_cache import Groups, Past, Rings, Start, Tables, Whole
 from engine.model.torch_vocabulary import TorchVocabulary
 from engine_kernels import reference
 from engine_kernels.ops import AttentionTables, Visibility
@@ -44,7 +44,7 @@ class TorchRunner:
         self.layers = [TorchLayer(plan, _tensors(arrays, dtype, device)) for plan, arrays in zip(stack.layers, folded.layers, strict=True)]
         self.vocabulary = TorchVocabulary(stack, _tensors(folded.model, dtype, device), folded.embedding_scale)
         self._slots = Slots()
-        self._rings = [Rings(layer.start, layer.see.reach) if layer.start else None for layer in self.layers]
+        self._rings = [Rings(layer.start, layer.see.reach) if isinstance(layer.start, Start) else None for layer in self.layers]
 
     def open(self) -> int:
         slot = self._slots.open()
@@ -65,19 +65,21 @@ class TorchRunner:
 
     def step(self, batch: Batch) -> StepResult:
         with torch.no_grad():
-            self._slots.advance(batch)
+            if self.stack.causal:
+                self._slots.advance(batch)
             groups = Groups(batch, self.device)
-            hidden = self.vocabulary.embed(torch.from_numpy(batch.ids).to(self.device))  # [rows, hidden]
+            hidden = self.vocabulary.embed(batch.ids, position_rows(batch, self.stack.embedding), batch.token_types)  # [rows, hidden]
             _tap(batch, -1, hidden)
             for index, (layer, rings) in enumerate(zip(self.layers, self._rings, strict=True)):
-                hidden = layer(hidden, groups, rings)
+                hidden = layer(hidden, groups, rings if self.stack.causal else layer.start)
                 _tap(batch, index, hidden)
-            return self.vocabulary.result(self.vocabulary.finish(hidden), batch, groups.last_rows)
+            return self.vocabulary.result(self.vocabulary.finish(hidden), batch, groups)
 
     def forward(self, ids: torch.Tensor | np.ndarray) -> torch.Tensor:
         """log p(next | ids[:, :t+1]) [B, T, vocab] of streams from their start, differentiable in every weight; ids [B, T]."""
-        groups = Groups.fresh(ids.shape[0], ids.shape[1], self.device)
-        hidden = self.vocabulary.embed(torch.as_tensor(ids, device=self.device).reshape(-1))
+        batch = fresh_batch(np.asarray(ids))
+        groups = Groups(batch, self.device)
+        hidden = self.vocabulary.embed(batch.ids, position_rows(batch, self.stack.embedding), None)
         for layer in self.layers:
             hidden = layer(hidden, groups, layer.start)
         return self.vocabulary.log_probs(self.vocabulary.finish(hidden)).reshape(*ids.shape, self.stack.vocab)
@@ -92,7 +94,8 @@ class TorchLayer:
     def __init__(self, plan: LayerPlan, weights: dict[str, torch.Tensor]) -> None:
         self.plan = plan
         self.weights = weights
-        self.start: Start | None = None  # a layer without heads keeps nothing
+        self.activation = reference.ACTIVATIONS[plan.activation]
+        self.start: Past | None = None  # a layer without heads keeps nothing
         if plan.attention is not None:
             self.start = _start(plan.attention, weights)
             self.see = _visibility(plan.attention)
@@ -125,13 +128,16 @@ class TorchLayer:
 
     def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         up, down = self.weights["feed_forward.up"], self.weights["feed_forward.down"]
-        return reference.feed_forward(x, up, self.weights.get("feed_forward.up_bias"), down, self.weights.get("feed_forward.down_bias"))
+        biases = [self.weights.get(f"feed_forward.{name}_bias") for name in ("up", "down")]
+        return reference.feed_forward(x, up, biases[0], down, biases[1], self.activation)
 
     def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
         return reference.layer_norm(x, self.weights[name], self.weights[f"{name}_bias"], self.plan.norm_eps)
 
 
-def _start(plan: AttentionPlan, weights: dict[str, torch.Tensor]) -> Start:
+def _start(plan: AttentionPlan, weights: dict[str, torch.Tensor]) -> Past:
+    if not plan.causal:
+        return Whole(weights["attention.key"].dtype)
     if plan.attended_zeros:
         return Start(weights["attention.zero_key"], weights["attention.zero_value"])
     zeros = weights["attention.key"].new_zeros((plan.heads, plan.head_dim))

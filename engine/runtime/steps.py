@@ -26,6 +26,7 @@ class Steps:
     def __init__(self, runner: Runner) -> None:
         self.outputs = runner.stack.outputs
         self.vocab = runner.stack.vocab
+        self.stack = runner.stack
         self._runner: Runner | None = runner
         self._lock = threading.Lock()
         self._given_back: deque[int] = deque()
@@ -69,6 +70,16 @@ class Steps:
         """One step over rows[s] of each sequence s, which continue slot slots[s] at position starts[s]."""
         with self._locked() as runner:
             return runner.step(_batch(slots, starts, rows, want, targets, tap))
+
+    def run_whole(self, sequences: Sequence[Sequence[np.ndarray]], want: Want, tap: Tap | None = None) -> StepResult:
+        """One step over whole sequences of a bidirectional stack, each (ids, positions, token types) [rows] of its visible tokens."""
+        count = len(sequences)
+        ids, positions, token_types = (np.concatenate(parts) for parts in zip(*sequences, strict=True))
+        lengths = np.array([len(sequence[0]) for sequence in sequences], np.int64)
+        slots, starts = np.arange(count), np.zeros(count, np.int64)
+        batch = Batch(ids, slots, starts, lengths, want, tap=tap, positions=positions, token_types=token_types)
+        with self._locked() as runner:
+            return runner.step(batch)
 
     def draw(self, slots: np.ndarray, starts: np.ndarray, rows: Sequence[np.ndarray], requests: Sequence[Request]) -> list[Draw]:
         """One step, and the token that follows each sequence's last row."""

@@ -41,7 +41,28 @@ class NativeModel:
     ) -> None: ...
     def grow(self, slots: int) -> None: ...
     def restart(self, slot: int) -> None: ...
-    def embed(self, ids: np.ndarray[Any, Any], hidden: np.ndarray[Any, Any]) -> None: ...
+    def set_ends(
+        self,
+        *,
+        positions: int,
+        token_types: int,
+        embedding_norm_eps: float | None,
+        transform: int | None,
+        transform_eps: float,
+        labels: int,
+        pooler: int | None,
+        arrays: dict[str, np.ndarray[Any, Any]],
+    ) -> None: ...
+    def embed(
+        self,
+        ids: np.ndarray[Any, Any],
+        hidden: np.ndarray[Any, Any],
+        positions: np.ndarray[Any, Any] | None,
+        token_types: np.ndarray[Any, Any] | None,
+    ) -> None: ...
+    def transform(self, hidden: np.ndarray[Any, Any]) -> None: ...
+    def labels(self, hidden: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None: ...
+    def logits(self, hidden: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None: ...
     def step(
         self,
         hidden: np.ndarray[Any, Any],

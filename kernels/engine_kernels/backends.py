@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine_kernels.errors import KernelError
@@ -29,16 +29,18 @@ class Choice:
 CPU_DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = {"int8": ("cpu",)}  # what weights may be quantised to → the backends that run it
 
+Probe = Callable[[str, str, Sequence[str]], str | None]
 
-def _probe_cuda(device: str, dtype: str) -> str | None:
+
+def _probe_cuda(device: str, dtype: str, features: Sequence[str]) -> str | None:
     return "this version has no CUDA kernels"
 
 
-def _probe_triton(device: str, dtype: str) -> str | None:
+def _probe_triton(device: str, dtype: str, features: Sequence[str]) -> str | None:
     return "this version has no Triton kernels"
 
 
-def _probe_cpu(device: str, dtype: str) -> str | None:
+def _probe_cpu(device: str, dtype: str, features: Sequence[str]) -> str | None:
     if device not in ("auto", "cpu"):
         return f"runs on the CPU only, and device={device!r} was asked for"
     if dtype not in CPU_DTYPES:
@@ -51,7 +53,7 @@ def _probe_cpu(device: str, dtype: str) -> str | None:
     return None
 
 
-def _probe_torch(device: str, dtype: str) -> str | None:
+def _probe_torch(device: str, dtype: str, features: Sequence[str]) -> str | None:
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed: pip install 'headcount[torch]'"
     return None
@@ -64,7 +66,7 @@ def _refuses_quantization(name: str, quantization: str | None) -> str | None:
 
 
 # Best first. A probe returns the reason it refuses, or None.
-TABLE: tuple[tuple[str, Callable[[str, str], str | None]], ...] = (
+TABLE: tuple[tuple[str, Probe], ...] = (
     ("cuda", _probe_cuda),
     ("triton", _probe_triton),
     ("cpu", _probe_cpu),
@@ -83,10 +85,13 @@ def preferred_dtype(name: str) -> tuple[str, str]:
     return dtype, f"auto: {instruction_set} multiplies it directly; float32 is the exact path"
 
 
-def resolve(backend: str, device: str, dtype: str = "float32", quantization: str | None = None) -> Choice:
+def resolve(
+    backend: str, device: str, dtype: str = "float32", quantization: str | None = None, features: Sequence[str] = ()
+) -> Choice:
     """The first backend of the table that runs `dtype` and `quantization` on `device`, or the one named.
 
-    Raises KernelError for an unknown name, and with all reasons if no backend does.
+    features: what a model needs beside causal attention in a window, by the names the probes know. Raises KernelError for an unknown name,
+    and with all reasons if no backend does.
     """
     names = [name for name, _ in TABLE]
     if backend != "auto" and backend not in names:
@@ -97,7 +102,7 @@ def resolve(backend: str, device: str, dtype: str = "float32", quantization: str
     for name, probe in TABLE:
         if backend not in ("auto", name):
             continue
-        reason = probe(device, dtype) or _refuses_quantization(name, quantization)
+        reason = probe(device, dtype, features) or _refuses_quantization(name, quantization)
         if reason is None:
             return Choice(name, tuple(refusals))
         refusals.append(Refusal(name, reason))

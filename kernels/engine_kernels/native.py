@@ -19,7 +19,7 @@ _FLOATS: dict[np.dtype[Any], tuple[int, type[np.unsignedinteger[Any]]]] = {
     np.dtype(np.float16): (2, np.uint16),
     np.dtype(ml_dtypes.bfloat16): (3, np.uint16),
 }
-_ACTIVATIONS = {"relu": 1, "gelu": 2, "gelu_tanh": 3}  # their codes in csrc/cpu/kernels.h
+_ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "quick_gelu": 4, "silu": 5, "tanh": 6}  # their codes in csrc/cpu/kernels.h
 _WEIGHTS = {"float32": 0, "bfloat16": 3}
 _MULTIPLIES_BFLOAT16 = ("avx512_bf16", "amx", "emulated")
 
@@ -103,6 +103,20 @@ class ClusterShape:
         return self.start, self.size, self.width, self.entry, self.projected, self.tied
 
 
+@dataclass(frozen=True)
+class EndsShape:
+    """Rows of the tables of positions and token types, 0 = none; a norm behind them; a dense layer and norm before the vocabulary; a head
+    of labels, 0 = none, behind a dense pooler. None = not there; transform and pooler are activations."""
+
+    positions: int = 0
+    token_types: int = 0
+    embedding_norm_eps: float | None = None
+    transform: str | None = None
+    transform_eps: float = 0.0
+    labels: int = 0
+    pooler: str | None = None
+
+
 class NativeModel:
     """Weights, caches and threads of one model in native code. Every method may raise KernelError, then nothing has changed.
 
@@ -124,13 +138,12 @@ class NativeModel:
         self._model = _native.NativeModel(hidden, _WEIGHTS[dtype], quantization == "int8", threads or 0)
         self._hidden = hidden
         self._layers = 0
+        self._words = self._labels = 0
         self._widths: list[int] = []  # of the first cluster with the tails' entries, then of each tail
 
     def add_layer(self, shape: LayerShape, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Pack a layer behind the last; arrays float32 by the names the model gives them, none of which is kept."""
-        if shape.activation not in _ACTIVATIONS:
-            raise KernelError("activation", ", ".join(_ACTIVATIONS), repr(shape.activation))
-        codes = asdict(shape) | {"activation": _ACTIVATIONS[shape.activation]}
+        codes = asdict(shape) | {"activation": _activation(shape.activation)}
         self._model.add_layer(**codes, arrays=_contiguous(arrays))
         self._layers += 1
 
@@ -153,7 +166,14 @@ class NativeModel:
             embedding_scale=embedding_scale,
             arrays=_contiguous(arrays),
         )
-        self._widths = [outputs[0].size + len(outputs) - 1, *(cluster.size for cluster in outputs[1:])]
+        self._words = outputs[0].size if outputs else 0
+        self._widths = [self._words + len(outputs) - 1, *(cluster.size for cluster in outputs[1:])]
+
+    def set_ends(self, shape: EndsShape, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Take what is added to tokens' rows and what stands behind the layers beside the vocabulary."""
+        codes = asdict(shape) | {name: _activation(getattr(shape, name)) for name in ("transform", "pooler")}
+        self._model.set_ends(**codes, arrays=_contiguous(arrays))
+        self._labels = shape.labels
 
     def grow(self, slots: int) -> None:
         """Make room for at least `slots` slots."""
@@ -163,10 +183,15 @@ class NativeModel:
         """Put a slot to the start of a stream."""
         self._model.restart(slot)
 
-    def embed(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """ids [rows] int64 → [rows, hidden] float32."""
+    def embed(
+        self,
+        ids: np.ndarray[Any, Any],
+        positions: np.ndarray[Any, Any] | None = None,
+        token_types: np.ndarray[Any, Any] | None = None,
+    ) -> np.ndarray[Any, Any]:
+        """ids, and the rows of the other two tables where the model has them, [rows] int64 → [rows, hidden] float32."""
         hidden = np.empty((_rows(ids, "ids"), self._hidden), np.float32)
-        self._model.embed(_whole(ids), hidden)
+        self._model.embed(_whole(ids), hidden, _whole(positions), _whole(token_types))
         return hidden
 
     def step(
@@ -189,6 +214,22 @@ class NativeModel:
     def finish(self, hidden: np.ndarray[Any, Any]) -> None:
         """The final norm in place, where the model has one."""
         self._model.finish(hidden)
+
+    def transform(self, hidden: np.ndarray[Any, Any]) -> None:
+        """The dense layer and norm before the vocabulary, in place."""
+        self._model.transform(hidden)
+
+    def labels(self, hidden: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """[rows, labels], through the pooler where the model has one."""
+        out = np.empty((_rows(hidden, "hidden"), self._labels), np.float32)
+        self._model.labels(hidden, out)
+        return out
+
+    def logits(self, hidden: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """[rows, words of the first cluster], before any softmax."""
+        out = np.empty((_rows(hidden, "hidden"), self._words), np.float32)
+        self._model.logits(hidden, out)
+        return out
 
     def head_log_probs(self, hidden: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """[rows, n0 + tails]: log-softmax over the first cluster's words and the tails' entries."""
@@ -216,6 +257,12 @@ class NativeModel:
     def threads(self) -> int:
         """How many threads work, the caller's among them."""
         return self._model.threads
+
+
+def _activation(name: str | None) -> int | None:
+    if name is not None and name not in _ACTIVATIONS:
+        raise KernelError("activation", ", ".join(_ACTIVATIONS), repr(name))
+    return None if name is None else _ACTIVATIONS[name]
 
 
 def _contiguous(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:

@@ -18,6 +18,7 @@
 #include "common/checks.h"
 #include "common/tensor_view.h"
 #include "cpu/all_finite.h"
+#include "cpu/ends.h"
 #include "cpu/isa.h"
 #include "cpu/panel_store.h"
 #include "cpu/stack.h"
@@ -152,10 +153,45 @@ class NativeModel {
     run([&] { stack_.restart(slot); });
   }
 
-  void embed(const py::object& ids, const py::object& hidden) {
+  void set_ends(std::int64_t positions, std::int64_t token_types, std::optional<float> embedding_norm_eps,
+                std::optional<int> transform, float transform_eps, std::int64_t labels, std::optional<int> pooler,
+                const py::dict& arrays) {
+    const NamedArguments given(arrays);
+    const cpu::EndsShape shape{
+        hidden_,       positions, token_types,          embedding_norm_eps, activation_of(transform),
+        transform_eps, labels,    activation_of(pooler)};
+    run([&] { ends_ = std::make_unique<cpu::Ends>(shape, kind_, given.arrays, compute_); });
+  }
+
+  void embed(const py::object& ids, const py::object& hidden, const py::object& positions,
+             const py::object& token_types) {
     const Argument<std::int64_t> in(ids.ptr(), "ids", {-1});
     const Argument<float> out(hidden.ptr(), "hidden", {in.size(0), hidden_}, true);
-    run([&] { vocabulary().embed(in.data(), in.size(0), out.data()); });
+    std::optional<Argument<std::int64_t>> places, types;
+    if (!positions.is_none()) places.emplace(positions.ptr(), "positions", std::vector<std::int64_t>{in.size(0)});
+    if (!token_types.is_none()) types.emplace(token_types.ptr(), "token_types", std::vector<std::int64_t>{in.size(0)});
+    run([&] {
+      vocabulary().embed(in.data(), in.size(0), out.data());
+      if (ends_ != nullptr)
+        ends_->add(out.data(), in.size(0), places ? places->data() : nullptr, types ? types->data() : nullptr);
+    });
+  }
+
+  void transform(const py::object& hidden) {
+    const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_}, true);
+    run([&] { ends().transform(rows.data(), rows.size(0)); });
+  }
+
+  void labels(const py::object& hidden, const py::object& out) {
+    const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_});
+    const Argument<float> result(out.ptr(), "out", {rows.size(0), ends().shape().labels}, true);
+    run([&] { ends().labels(rows.data(), rows.size(0), result.data()); });
+  }
+
+  void logits(const py::object& hidden, const py::object& out) {
+    const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_});
+    const Argument<float> result(out.ptr(), "out", {rows.size(0), vocabulary().words()}, true);
+    run([&] { vocabulary().logits(rows.data(), rows.size(0), result.data()); });
   }
 
   void step(const py::object& hidden, const py::object& slots, const py::object& starts, const py::object& lengths,
@@ -207,6 +243,7 @@ class NativeModel {
       std::vector<const cpu::Panels*> parts;
       stack_.list_panels(parts);
       if (vocabulary_ != nullptr) parts.push_back(&vocabulary_->memory());
+      if (ends_ != nullptr) parts.push_back(&ends_->memory());
       bytes = cpu::count_bytes(parts);
     });
     return {bytes.held, bytes.shared};
@@ -217,6 +254,18 @@ class NativeModel {
     check(hidden >= 1, "hidden", "at least 1", std::to_string(hidden));
     check(dtype == 0 || dtype == 3, "dtype", "0 (float32) or 3 (bfloat16)", std::to_string(dtype));
     return dtype == 0 ? cpu::Kind::kFloat32 : cpu::Kind::kBFloat16;
+  }
+
+  static std::optional<cpu::Activation> activation_of(std::optional<int> code) {
+    if (!code) return std::nullopt;
+    check(*code >= 0 && *code < static_cast<int>(cpu::Activation::kActivations), "activation", "the code of one",
+          std::to_string(*code));
+    return static_cast<cpu::Activation>(*code);
+  }
+
+  cpu::Ends& ends() const {
+    check(ends_ != nullptr, "model", "one whose ends are set", "one without");
+    return *ends_;
   }
 
   cpu::Vocabulary& vocabulary() const {
@@ -238,6 +287,7 @@ class NativeModel {
   cpu::Compute compute_;
   cpu::Stack stack_;
   std::unique_ptr<cpu::Vocabulary> vocabulary_;
+  std::unique_ptr<cpu::Ends> ends_;
   std::mutex mutex_;
   const pid_t process_;
 };
@@ -263,7 +313,14 @@ PYBIND11_MODULE(_native, module) {
            py::arg("clusters_read_hidden"), py::arg("final_norm_eps"), py::arg("embedding_scale"), py::arg("arrays"))
       .def("grow", &NativeModel::grow, py::arg("slots"))
       .def("restart", &NativeModel::restart, py::arg("slot"))
-      .def("embed", &NativeModel::embed, py::arg("ids"), py::arg("hidden"))
+      .def("embed", &NativeModel::embed, py::arg("ids"), py::arg("hidden"), py::arg("positions"),
+           py::arg("token_types"))
+      .def("set_ends", &NativeModel::set_ends, py::kw_only(), py::arg("positions"), py::arg("token_types"),
+           py::arg("embedding_norm_eps"), py::arg("transform"), py::arg("transform_eps"), py::arg("labels"),
+           py::arg("pooler"), py::arg("arrays"))
+      .def("transform", &NativeModel::transform, py::arg("hidden"))
+      .def("labels", &NativeModel::labels, py::arg("hidden"), py::arg("out"))
+      .def("logits", &NativeModel::logits, py::arg("hidden"), py::arg("out"))
       .def("step", &NativeModel::step, py::arg("hidden"), py::arg("slots"), py::arg("starts"), py::arg("lengths"),
            py::arg("taps"))
       .def("finish", &NativeModel::finish, py::arg("hidden"))

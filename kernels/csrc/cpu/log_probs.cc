@@ -25,6 +25,12 @@ const float* Vocabulary::projected(const float* hidden, std::int64_t rows, std::
   return y;
 }
 
+void Vocabulary::logits(const float* hidden, std::int64_t rows, float* out) {
+  const Packed words = outputs_[0].rows;
+  compute_.linear({projected(hidden, rows, 0), words.k, rows, &words, data_or_null(outputs_[0].bias), nullptr, out,
+                   words.n, Activation::kNone});
+}
+
 void Vocabulary::head_log_probs(const float* hidden, std::int64_t rows, float* out) {
   const float* first = projected(hidden, rows, 0);
   const Packed words = outputs_[0].rows;
@@ -127,6 +133,7 @@ void Vocabulary::add_nll(const float* x, const std::int64_t* targets, std::int64
 }
 
 void Vocabulary::target_nll(const float* hidden, std::int64_t rows, const std::int64_t* targets, float* out) {
+  words();  // refuses a model that has none
   for (std::int64_t row = 0; row < rows; ++row)
     check(targets[row] >= -1 && targets[row] < size(), "targets",
           "ids from 0 to " + std::to_string(size() - 1) + ", or -1", std::to_string(targets[row]));

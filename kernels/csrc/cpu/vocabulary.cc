@@ -25,7 +25,7 @@ void check_clusters(const std::vector<Cluster>& clusters, const char* side) {
 Vocabulary::Vocabulary(const VocabularyShape& shape, Kind kind, Kind matrices, const Arrays& arrays, Compute& compute)
     : shape_(shape), compute_(compute) {
   check_clusters(shape.inputs, "inputs");
-  check_clusters(shape.outputs, "outputs");
+  if (!shape.outputs.empty()) check_clusters(shape.outputs, "outputs");
   const std::int64_t size = this->size(), embedded = shape.inputs.back().start + shape.inputs.back().size;
   check(embedded == size, "inputs", std::to_string(size) + " ids", std::to_string(embedded));
   for (std::int64_t c = 0; c <= tails(); ++c) {
@@ -56,7 +56,15 @@ Packed Vocabulary::pack_rows(const float* w, std::int64_t n, std::int64_t k, Kin
   return memory_.add(pack(w, n, k, k, 1, kind, compute_.pool));
 }
 
-std::int64_t Vocabulary::size() const { return shape_.outputs.back().start + shape_.outputs.back().size; }
+std::int64_t Vocabulary::size() const {
+  const Cluster& last = shape_.outputs.empty() ? shape_.inputs.back() : shape_.outputs.back();
+  return last.start + last.size;
+}
+
+std::int64_t Vocabulary::words() const {
+  check(!shape_.outputs.empty(), "model", "one with an output vocabulary", "one without");
+  return shape_.outputs[0].size;
+}
 
 std::int64_t Vocabulary::tail_width(std::int64_t cluster) const {
   check(cluster >= 1 && cluster <= tails(), "cluster", "a tail from 1 to " + std::to_string(tails()),
@@ -85,6 +93,7 @@ void Vocabulary::add_output(std::int64_t c, Kind kind, Kind matrices, const Arra
 // The rows of an input cluster, cut where output clusters begin: those of a tied one are read from its panels.
 void Vocabulary::add_pieces(std::int64_t input, const float* rows, Kind kind) {
   const Cluster& in = shape_.inputs[input];
+  if (shape_.outputs.empty()) pieces_.push_back({in.start, input, in.start, pack_rows(rows, in.size, in.width, kind)});
   for (std::size_t c = 0; c < shape_.outputs.size(); ++c) {
     const Cluster& out = shape_.outputs[c];
     const std::int64_t start = std::max(in.start, out.start), stop = std::min(in.start + in.size, out.start + out.size);

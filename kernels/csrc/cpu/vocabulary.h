@@ -32,8 +32,9 @@ class Vocabulary {
   // embedding and of the output rows tied to it; matrices: of all others.
   Vocabulary(const VocabularyShape& shape, Kind kind, Kind matrices, const Arrays& arrays, Compute& compute);
 
-  std::int64_t size() const;
-  std::int64_t head_width() const { return shape_.outputs[0].size + tails(); }
+  std::int64_t size() const;   // ids; without output clusters, as of an encoder, only embed and finish can be called
+  std::int64_t words() const;  // of the first output cluster
+  std::int64_t head_width() const { return words() + tails(); }
   std::int64_t tail_width(std::int64_t cluster) const;
 
   const Panels& memory() const { return memory_; }
@@ -44,6 +45,8 @@ class Vocabulary {
   void finish(float* hidden, std::int64_t rows);
   // [rows, head_width()]: log-softmax over the first cluster's words and the tails' entries.
   void head_log_probs(const float* hidden, std::int64_t rows, float* out);
+  // [rows, words of the first cluster], before any softmax.
+  void logits(const float* hidden, std::int64_t rows, float* out);
   // [rows, size]: log-softmax inside tail `cluster` ≥ 1, without its entry's mass.
   void tail_log_probs(const float* hidden, std::int64_t rows, std::int64_t cluster, float* out);
   // out [rows]: -log p(targets[row]), NaN where the target is -1; no [rows, vocabulary] is formed.
