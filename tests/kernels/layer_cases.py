@@ -20,8 +20,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from engine_kernels import native
-from engine_kernels.errors import KernelError
 from engine_kernels.native import LayerShape, NativeModel
 from engine_kernels.testing import EPS, difference, tolerance
 from tests.engine.int8_weights import MULTIPLIED, rounded, transposed
@@ -110,11 +108,6 @@ class Outcome:
         return {how: ratio for how, ratio in self.ratios.items() if not ratio <= 1}
 
 
-def instruction_sets() -> list[str]:
-    """Those this processor has."""
-    return [name for name in ("generic", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "amx") if _runs(name)]
-
-
 @contextmanager
 def forced(name: str) -> Iterator[None]:
     """A model made inside runs on this instruction set."""
@@ -127,14 +120,6 @@ def forced(name: str) -> Iterator[None]:
             del os.environ["ENGINE_CPU_ISA"]
         else:
             os.environ["ENGINE_CPU_ISA"] = before
-
-
-def _runs(name: str) -> bool:
-    try:
-        with forced(name):
-            return native.instruction_set() == name
-    except KernelError:
-        return False
 
 
 # --- which cases
@@ -260,7 +245,7 @@ def allowed(case: Case, held: dict[str, np.ndarray], x: np.ndarray, exact: np.nd
     """The rule's tolerance, of the farthest of a few p where two large scores may nearly tie and one p may have luck."""
     rng, step = np.random.default_rng([case.seed, 10]), (4 * EPS["float32"] if rule == "float32" else EPS["bfloat16"])
     farthest = 0.0
-    for _ in range(8 if case.scores == "large" and case.rows < 100 else 1):
+    for _ in range(1 if case.scores != "large" else 8 if case.rows < 100 else 4):
         moved = {name: w * (1 + rng.choice((-step, step), w.shape)).astype(np.float32) for name, w in held.items()}
         farthest = max(farthest, tolerance(layer(asdict(case.shape), moved, x), exact, rule))
     return farthest

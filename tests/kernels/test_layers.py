@@ -10,13 +10,14 @@ import pytest
 from engine.model.cpu_runner import _named, _shape
 from engine.model.fold import fold
 from engine.model.plan import compile_stack
+from engine_kernels import native
 from tests.engine.random_specs import random_checkpoint, random_length
-from tests.kernels import layer_cases, vocabulary_cases
-from tests.kernels.layer_cases import SIZES, VARIANTS, Case, covering, drawn, instruction_sets, run_case
+from tests.kernels import check_full, layer_cases, vocabulary_cases
+from tests.kernels.layer_cases import SIZES, VARIANTS, Case, covering, drawn, run_case
 from tests.oracle.layer import layer
 from tests.oracle.model import run
 
-NAMES = instruction_sets()
+NAMES = native.instruction_sets()
 DRAWS, GROUP = 200, 50
 
 
@@ -97,3 +98,22 @@ def test_vocabularies() -> None:
         ratios = vocabulary_cases.run_vocabulary(case, NAMES)
         assert len(ratios) == 2 * len(NAMES)
         assert all(ratio <= 1 for ratio in ratios.values()), f"{case}: {ratios}"
+
+
+def test_shards_of_check_full_are_all_cases_once() -> None:
+    parts = [case for i in (1, 2, 3) for case in check_full.chosen(f"{i}/3")]
+    assert sorted(parts) == sorted(check_full.chosen("1/1"))
+    assert len(check_full.chosen("1/1")) == len(layer_cases.full()) + len(vocabulary_cases.full()) > 5000
+    for shard in ("0/3", "4/3", "x/3", "3", "1/0"):
+        with pytest.raises(SystemExit, match="I/N"):
+            check_full.chosen(shard)
+
+
+def test_figures_of_check_full_keep_what_is_wrong() -> None:
+    figures = check_full.Figures(3)
+    figures.add(("a", "int8", {"avx2, whole": 0.5}))
+    figures.add(("b", "int8", {"avx2, whole": float("nan"), "avx2, single rows": 1.5}))
+    figures.add(("c", "int8", {"avx2, whole": 0.1}))
+    assert np.isnan(figures.worst["int8, avx2, whole"]) and figures.worst["int8, avx2, single rows"] == 1.5
+    assert len(figures.failures) == 2 and all(failure.endswith(": b") for failure in figures.failures)
+    assert "3 of 3 cases, 2 failures" in figures.line()

@@ -272,6 +272,7 @@ PYBIND11_MODULE(_native, module) {
   py::register_exception_translator(&raise_kernel_error);
   module.def("all_finite", &all_finite, py::arg("data"), py::arg("dtype"));
   module.def("instruction_set", [] { return std::string(cpu::kernels().name); });
+  module.def("instruction_sets", &cpu::isa_names);
   module.def("call_counts", &call_counts);
   // The plain metaclass, so that the stub can say what the class is.
   py::class_<NativeModel>(module, "NativeModel", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
