@@ -143,8 +143,8 @@ def covering() -> list[Case]:
     missing = {((a, x), (b, y)) for a, b in combinations(fields, 2) for x, y in product(fields[a], fields[b])}
     rng, cases = np.random.default_rng(0), []
     while missing:
-        wanted = sorted(missing, key=str)[:: max(1, len(missing) // 40)]  # never left to luck
-        tried = [_drawn(fields, rng) | dict(pair) for pair in wanted for _ in range(8)]
+        wanted = sorted(missing, key=str)[:: max(1, len(missing) // 20)]  # never left to luck
+        tried = [_drawn(fields, rng) | dict(pair) for pair in wanted for _ in range(6)]
         tried = [values for values in tried if Case(**values).work <= MOST_WORK] or [_least(dict(pair)) for pair in wanted]
         best = max(tried, key=lambda values: len(missing & _pairs(values)))
         missing -= _pairs(best)
