@@ -11,9 +11,12 @@ from engine.model.cpu_runner import _named, _shape
 from engine.model.fold import fold
 from engine.model.plan import compile_stack
 from engine_kernels import native
+from engine_kernels.testing import difference
+from tests.engine.int8_weights import rounded
 from tests.engine.random_specs import random_checkpoint, random_length
 from tests.kernels import check_full, layer_cases, vocabulary_cases
 from tests.kernels.layer_cases import SIZES, VARIANTS, Case, covering, drawn, run_case
+from tests.oracle import layer as oracle
 from tests.oracle.layer import layer
 from tests.oracle.model import run
 
@@ -91,6 +94,25 @@ def test_a_planted_fault_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         if not any((name, dtype) in layer_cases.ROUNDS_ROWS for name in NAMES):
             assert all(ratio > 10 for ratio in run_case(narrow, NAMES).ratios.values())
         monkeypatch.undo()
+
+
+def test_rows_rounded_to_int8_keep_to_the_rule_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a unit in ROUNDS_ROWS may do: every row that enters a linear layer and every query rounded, scores of ±1e4 among them."""
+    linear, head = oracle.linear, oracle.head
+
+    def int8_rows(x: np.ndarray) -> np.ndarray:
+        return rounded(x.astype(np.float32)).astype(x.dtype)
+
+    for case in covering()[::2]:
+        narrow = replace(case, dtype="int8")
+        held = layer_cases.stored(layer_cases.arrays_of(narrow), "int8")
+        x = np.random.default_rng([case.seed, 11]).standard_normal((case.rows, layer_cases.HIDDEN)).astype(np.float32)
+        exact = layer(asdict(narrow.shape), held, x.astype(np.float64))
+        allowed = layer_cases.allowed(narrow, held, x, exact, "bfloat16")
+        with monkeypatch.context() as patched:
+            patched.setattr(oracle, "linear", lambda arrays, name, x: linear(arrays, name, int8_rows(x)))
+            patched.setattr(oracle, "head", lambda shape, arrays, h, query, *rest: head(shape, arrays, h, int8_rows(query), *rest))
+            assert difference(layer(asdict(narrow.shape), held, x), exact) <= allowed, narrow
 
 
 def test_vocabularies() -> None:
