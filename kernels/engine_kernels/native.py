@@ -43,6 +43,11 @@ def instruction_set() -> str:
     return _native.instruction_set()
 
 
+def instruction_sets() -> list[str]:
+    """All whose kernels this processor can run, the least first; ENGINE_CPU_ISA may name any of them."""
+    return _native.instruction_sets()
+
+
 def call_counts() -> dict[str, int]:
     """How often each kernel ran so far in this process, by instruction set and operation: {"avx2.linear": 12}; proof of what runs."""
     return _native.call_counts()

@@ -23,7 +23,7 @@ from tests.engine import engine_side
 from tests.engine.command import headcount
 from tests.engine.int8_weights import rounded_folded, rounded_weights
 from tests.engine.random_specs import random_checkpoint, random_length
-from tests.engine.test_cpu_runner import INSTRUCTION_SETS, ROOT, processor_flags, run_python
+from tests.engine.test_cpu_runner import ROOT, run_python
 from tests.engine.test_oracle_properties import Case, _check_targets, moved
 from tests.oracle.model import run
 
@@ -56,10 +56,8 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", native.instruction_sets())
 def test_perplexity_of_the_trained_example(name: str, example: Path) -> None:
-    if not set(INSTRUCTION_SETS[name]) <= processor_flags():
-        pytest.skip(f"this processor has no {name}")
     done = run_python(ON_ONE, ENGINE_CPU_ISA=name, EXAMPLE=str(example))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -121,10 +119,8 @@ def check_int8(case: Case, runner: Runner) -> None:
     _check_targets(case, runner, np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize("name", INSTRUCTION_SETS)
+@pytest.mark.parametrize("name", native.instruction_sets())
 def test_int8_keeps_to_the_oracle(name: str) -> None:
-    if not set(INSTRUCTION_SETS[name]) <= processor_flags():
-        pytest.skip(f"this processor has no {name}")
     done = run_python(INT8_ON_ONE, ENGINE_CPU_ISA=name)
     assert (done.returncode, done.stdout) == (0, f"{name}\n"), done.stderr
 

@@ -10,18 +10,22 @@ import pytest
 from engine.model.cpu_runner import _named, _shape
 from engine.model.fold import fold
 from engine.model.plan import compile_stack
+from engine_kernels import native
+from engine_kernels.testing import difference
+from tests.engine.int8_weights import rounded
 from tests.engine.random_specs import random_checkpoint, random_length
-from tests.kernels import layer_cases, vocabulary_cases
-from tests.kernels.layer_cases import SIZES, VARIANTS, Case, covering, drawn, instruction_sets, run_case
+from tests.kernels import check_full, layer_cases, vocabulary_cases
+from tests.kernels.layer_cases import SIZES, VARIANTS, Case, covering, drawn, run_case
+from tests.oracle import layer as oracle
 from tests.oracle.layer import layer
 from tests.oracle.model import run
 
-NAMES = instruction_sets()
+NAMES = native.instruction_sets()
 DRAWS, GROUP = 200, 50
 
 
 def test_the_oracle_in_matrices_is_the_one_in_loops() -> None:
-    for seed in range(40):
+    for seed in range(24):
         checkpoint = random_checkpoint(seed)
         ids = np.random.default_rng(seed).integers(0, checkpoint.spec.vocab, min(30, random_length(checkpoint)))
         streams = run(checkpoint.spec.to_dict(), checkpoint.weights, ids).streams
@@ -92,8 +96,46 @@ def test_a_planted_fault_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
 
 
+def test_rows_rounded_to_int8_keep_to_the_rule_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a unit in ROUNDS_ROWS may do: every row that enters a linear layer and every query rounded, scores of ±1e4 among them."""
+    linear, head = oracle.linear, oracle.head
+
+    def int8_rows(x: np.ndarray) -> np.ndarray:
+        return rounded(x.astype(np.float32)).astype(x.dtype)
+
+    for case in covering()[::4]:
+        narrow = replace(case, dtype="int8")
+        held = layer_cases.stored(layer_cases.arrays_of(narrow), "int8")
+        x = np.random.default_rng([case.seed, 11]).standard_normal((case.rows, layer_cases.HIDDEN)).astype(np.float32)
+        exact = layer(asdict(narrow.shape), held, x.astype(np.float64))
+        allowed = layer_cases.allowed(narrow, held, x, exact, "bfloat16")
+        with monkeypatch.context() as patched:
+            patched.setattr(oracle, "linear", lambda arrays, name, x: linear(arrays, name, int8_rows(x)))
+            patched.setattr(oracle, "head", lambda shape, arrays, h, query, *rest: head(shape, arrays, h, int8_rows(query), *rest))
+            assert difference(layer(asdict(narrow.shape), held, x), exact) <= allowed, narrow
+
+
 def test_vocabularies() -> None:
     for case in vocabulary_cases.drawn(DRAWS):
         ratios = vocabulary_cases.run_vocabulary(case, NAMES)
         assert len(ratios) == 2 * len(NAMES)
         assert all(ratio <= 1 for ratio in ratios.values()), f"{case}: {ratios}"
+
+
+def test_shards_of_check_full_are_all_cases_once() -> None:
+    parts = [case for i in (1, 2, 3) for case in check_full.chosen(f"{i}/3")]
+    assert sorted(parts) == sorted(check_full.chosen("1/1"))
+    assert len(check_full.chosen("1/1")) == len(layer_cases.full()) + len(vocabulary_cases.full()) > 5000
+    for shard in ("0/3", "4/3", "x/3", "3", "1/0"):
+        with pytest.raises(SystemExit, match="I/N"):
+            check_full.chosen(shard)
+
+
+def test_figures_of_check_full_keep_what_is_wrong() -> None:
+    figures = check_full.Figures(3)
+    figures.add(("a", "int8", {"avx2, whole": 0.5}))
+    figures.add(("b", "int8", {"avx2, whole": float("nan"), "avx2, single rows": 1.5}))
+    figures.add(("c", "int8", {"avx2, whole": 0.1}))
+    assert np.isnan(figures.worst["int8, avx2, whole"]) and figures.worst["int8, avx2, single rows"] == 1.5
+    assert len(figures.failures) == 2 and all(failure.endswith(": b") for failure in figures.failures)
+    assert "3 of 3 cases, 2 failures" in figures.line()

@@ -298,6 +298,7 @@ PYBIND11_MODULE(_native, module) {
   py::register_exception_translator(&raise_kernel_error);
   module.def("all_finite", &all_finite, py::arg("data"), py::arg("dtype"));
   module.def("instruction_set", [] { return std::string(cpu::kernels().name); });
+  module.def("instruction_sets", &cpu::isa_names);
   module.def("call_counts", &call_counts);
   module.def("linear", &linear, py::arg("x"), py::arg("w"), py::arg("y"));
   module.def("stored_bytes", &cpu::stored_bytes);
