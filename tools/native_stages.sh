@@ -30,11 +30,14 @@ else
     skip "sanitizers" "the compiler here cannot build and run with -fsanitize=address,undefined"
 fi
 
-stage "the pool of threads under the thread sanitizer"
+stage "the pool of threads and the store of panels under the thread sanitizer"
 if echo 'int main() {}' | "${CXX:-c++}" -x c++ -fsanitize=thread -o "$out/probe" - 2>/dev/null && "$out/probe"; then
-    "${CXX:-c++}" -std=c++17 -O1 -g -Wall -Wextra -Werror -fsanitize=thread -Ikernels/csrc -pthread \
-        kernels/csrc/tests/pool_test.cc kernels/csrc/cpu/pool.cc -o "$out/pool_thread_test"
-    "$out/pool_thread_test"
+    for name in pool panel_store; do
+        "${CXX:-c++}" -std=c++17 -O1 -g -Wall -Wextra -Werror -fsanitize=thread -Ikernels/csrc -pthread \
+            "kernels/csrc/tests/${name}_test.cc" kernels/csrc/cpu/pool.cc kernels/csrc/cpu/pack.cc kernels/csrc/cpu/panel_memory.cc \
+            kernels/csrc/cpu/panel_store.cc -o "$out/${name}_thread_test"
+        "$out/${name}_thread_test"
+    done
 else
     skip "thread sanitizer" "the compiler here cannot build and run with -fsanitize=thread"
 fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import engine
+from engine.checkpoint import read
 from engine_kernels import native
 
 PARENT = Path(__file__).parents[2] / "examples" / "shakespeare" / "dense.ckpt"
@@ -39,16 +41,19 @@ def weight_bytes(model: engine.Model) -> tuple[int, int]:
     return runner["weight_bytes"], runner["weight_bytes_shared"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_level_beside_its_parent_costs_its_output_projections(directory: Path, stored_before: int, dtype: str) -> None:
-    with engine.load(directory, backend="cpu", dtype=dtype) as dense:
+@pytest.mark.parametrize(("options", "size"), [({"dtype": "float32"}, 4), ({"dtype": "bfloat16"}, 2), ({"quantization": "int8"}, 1)])
+def test_a_level_beside_its_parent_costs_its_output_projections(
+    directory: Path, stored_before: int, options: dict[str, str], size: int
+) -> None:
+    with engine.load(directory, backend="cpu", **options) as dense:
         parent, shared = weight_bytes(dense)
         assert native.stored_bytes() - stored_before == parent and shared == 0
-        with engine.load(directory, backend="cpu", dtype=dtype, heads=KEPT) as level:
+        with engine.load(directory, backend="cpu", heads=KEPT, **options) as level:
             held, shared = weight_bytes(level)
-            outputs = sum(128 * 16 * len(kept) for kept in KEPT) * (4 if dtype == "float32" else 2)
+            scales = 128 * 4 if size == 1 else 0  # one for each row
+            outputs = sum(128 * 16 * len(kept) * size + scales for kept in KEPT if kept)
             assert held - shared == outputs == native.stored_bytes() - stored_before - parent
-            assert outputs < 0.05 * parent and held < parent
+            assert outputs < 0.06 * parent and held < parent
             assert weight_bytes(dense)[1] == shared
             said = str(level.explain())
             assert f"weight_bytes: {held}" in said and f"weight_bytes_shared: {shared}" in said
@@ -96,6 +101,23 @@ def test_models_come_and_go_on_several_threads(directory: Path, stored_before: i
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="what a process has of a file in memory is read from /proc")
+@pytest.mark.parametrize("heads", [None, KEPT])
+def test_the_file_takes_no_memory_once_it_is_packed(directory: Path, heads: list[list[int]] | None) -> None:
+    def resident() -> int:
+        """KiB of the mapped weights, of all mappings of the file."""
+        text = Path("/proc/self/smaps").read_text()
+        blocks = re.findall(rf"{re.escape(str(directory))}/model\.safetensors\n.*?^Rss: +(\d+)", text, re.DOTALL | re.MULTILINE)
+        assert blocks
+        return sum(map(int, blocks))
+
+    with engine.load(directory, backend="cpu", heads=heads) as model:
+        assert resident() == 0
+        assert model._checkpoint is not None
+        np.testing.assert_array_equal(model._checkpoint.weights["embedding.0"], read(directory).weights["embedding.0"])
+        assert resident() > 0
 
 
 def test_a_pruned_model_saves_what_it_was_loaded_with(directory: Path, tmp_path: Path) -> None:
