@@ -200,12 +200,12 @@ H, WIDTH = 1024, 4096
 ones = np.ones(H, np.float32)
 draw = np.random.default_rng(0).standard_normal((WIDTH, H), np.float32)
 arrays = {name: ones for name in ("attention_norm", "attention_norm_bias", "feed_forward_norm", "feed_forward_norm_bias")}
-arrays |= {"feed_forward.up": draw, "feed_forward.down": draw.reshape(H, WIDTH)}
+layers = [arrays | {"feed_forward.up": draw + i, "feed_forward.down": draw.reshape(H, WIDTH) - i - 1} for i in range(3)]  # none alike
 shape = LayerShape(0, 1, 0, 0, 0, 0, 0, False, 0.0, WIDTH, True, 1e-5)
 for dtype, quantization in (("float32", None), ("bfloat16", None), ("float32", "int8")):
     model, before = NativeModel(H, dtype, 1, quantization), resident()
-    for _ in range(3):
-        model.add_layer(shape, arrays)
+    for layer in layers:
+        model.add_layer(shape, layer)
     print((resident() - before) / (3 * 2 * H * WIDTH))
     kept = model
 """
