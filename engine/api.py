@@ -59,7 +59,8 @@ def load(
     backend: auto, cuda, triton, cpu or torch; named, it runs or is an error.  dtype: float32, bfloat16, float16 (fp32, bf16, fp16), auto =
     bfloat16 where backend cpu runs on a processor that multiplies it directly, else float32.  threads: processor threads, None = the
     backend's own number.  quantization: int8 for every matrix but the embedding and what is tied to it, dtype is then that of all else;
-    backend cpu.  heads: as engine.convert.heads.read_heads takes it, intersected with what the model keeps.  check: verify every digest of an engine directory.  config, options: what a source needs beside its file.
+    backend cpu.  heads: as engine.convert.heads.read_heads takes it, intersected with what the model keeps.  check: verify every digest of
+    an engine directory.  config, options: what a source needs beside its file.
     Raises an EngineError for anything wrong in the path, its files or the arguments.
     """
     limits = Limits(dtype=_dtype(dtype), device=device, threads=_threads(threads), quantization=_quantization(quantization))

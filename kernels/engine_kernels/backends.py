@@ -85,9 +85,7 @@ def preferred_dtype(name: str) -> tuple[str, str]:
     return dtype, f"auto: {instruction_set} multiplies it directly; float32 is the exact path"
 
 
-def resolve(
-    backend: str, device: str, dtype: str = "float32", quantization: str | None = None, features: Sequence[str] = ()
-) -> Choice:
+def resolve(backend: str, device: str, dtype: str = "float32", quantization: str | None = None, features: Sequence[str] = ()) -> Choice:
     """The first backend of the table that runs `dtype` and `quantization` on `device`, or the one named.
 
     features: what a model needs beside causal attention in a window, by the names the probes know. Raises KernelError for an unknown name,

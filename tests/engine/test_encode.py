@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import engine
-from engine.errors import BackendUnavailable, InputError
+from engine.errors import InputError
 from tests.engine.hugging_face_sources import Source, encoder
 from tests.oracle import hugging_face as oracle
 
