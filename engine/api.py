@@ -72,7 +72,7 @@ def load(
     if dtype == "auto":
         preferred, reason = backends.preferred_dtype(choice.name)
         limits = replace(limits, dtype=preferred)
-    _require_memory(checkpoint, limits.dtype, str(path))
+    _require_memory(checkpoint, limits, str(path))
     tokenizer = None if checkpoint.tokenizer is None else Tokenizer.from_json(checkpoint.tokenizer, source=str(path))
     runner: Runner = importlib.import_module(RUNNERS[choice.name]).build(stack, fold(checkpoint), limits)
     _release(checkpoint.weights)
@@ -201,13 +201,13 @@ def _backend(backend: str, limits: Limits, features: Sequence[str]) -> backends.
         raise BackendUnavailable(Problem(error.argument, error.expected, error.got)) from None
 
 
-def _require_memory(checkpoint: Checkpoint, dtype: str, source: str) -> None:
+def _require_memory(checkpoint: Checkpoint, limits: Limits, source: str) -> None:
     """Raise EngineError when weights, one sequence's cache and the rows by distance cannot fit into the machine's memory."""
     try:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return  # a system that does not say
-    cost = model_cost(checkpoint.spec, dtype=dtype, rows=1)
+    cost = model_cost(checkpoint.spec, dtype=limits.dtype, quantization=limits.quantization, rows=1)
     attentions = [layer.attention for layer in checkpoint.spec.layers]
     rows_by_distance = sum(4 * a.heads * a.head_dim * (a.reach or 0) for a in attentions)  # formed at load in float32
     needed = cost.weight_bytes + cost.kv_bytes + rows_by_distance

@@ -75,8 +75,9 @@ class Model:
         return self._explanation if self._runner is None else replace(self._explanation, runner=self._runner.describe())
 
     def cost(self, **settings: Any) -> Cost:
-        """FLOPs, parameters and bytes, as engine.cost.model_cost; dtype is the model's own unless given."""
-        return model_cost(self.spec, **{"dtype": self._explanation.dtype, **settings})
+        """FLOPs, parameters and bytes, as engine.cost.model_cost; dtype and quantization are the model's own unless given."""
+        own = {"dtype": self._explanation.dtype, "quantization": self._explanation.quantization}
+        return model_cost(self.spec, **{**own, **settings})
 
     def save(self, directory: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write the model as an engine directory: the source's own numbers, whatever dtype it runs in."""
