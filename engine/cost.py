@@ -253,7 +253,9 @@ def _numbers(part: PartCost) -> dict[str, object]:
     return {name: value for name, value in asdict(part).items() if name != "name"}
 
 
-def _check(spec: ModelSpec, dtype: str, quantization: str | None, rows: int, batch: int, tile_rows: int, token_counts: Sequence[float] | None) -> None:
+def _check(
+    spec: ModelSpec, dtype: str, quantization: str | None, rows: int, batch: int, tile_rows: int, token_counts: Sequence[float] | None
+) -> None:
     problems = []
     if dtype not in BYTES:
         problems.append(Problem("dtype", " or ".join(BYTES), repr(dtype)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,9 @@ import numpy as np
 import pytest
 
 import engine
-from engine import checkpoint
-from engine.errors import BackendUnavailable, InputError, Unsupported
+from engine.errors import BackendUnavailable, InputError
 from engine.model.plan import compile_stack
 from engine.model.runner import Limits, Runner
-from engine.spec import Labels
 from engine_kernels import backends, native
 from engine_kernels.errors import KernelError
 from engine_kernels.testing import EPS, difference, tolerance
@@ -162,21 +159,21 @@ def test_explain_says_what_is_int8(example: Path) -> None:
 def test_a_backend_without_int8_is_refused_and_the_reason_kept(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendUnavailable, match="torch: runs no int8 weights; backend cpu does"):
         engine.load(example / "gated", quantization="int8", backend="torch")
-    ready = tuple((name, (lambda device, dtype: None) if name == "triton" else probe) for name, probe in backends.TABLE)
+    ready = tuple((name, (lambda device, dtype, features: None) if name == "triton" else probe) for name, probe in backends.TABLE)
     monkeypatch.setattr(backends, "TABLE", ready)
     choice = backends.resolve("auto", "auto", "float32", "int8")
     assert choice.name == "cpu"
     assert [(r.name, r.reason) for r in choice.refusals][1] == ("triton", "runs no int8 weights; backend cpu does")
 
 
-def test_an_encoder_is_refused_by_its_name_as_without_int8(example: Path, tmp_path: Path) -> None:
-    good = checkpoint.read(example / "gated")
-    spec = replace(good.spec, task="sequence_classification", head=Labels(3, True))
-    weights = {name: good.weights.get(name, np.zeros(shape, np.float32)) for name, shape in spec.tensors().items()}
-    checkpoint.save(replace(good, spec=spec, weights=weights), tmp_path / "encoder")
-    for quantization in (None, "int8"):
-        with pytest.raises(Unsupported, match="found sequence_classification"):
-            engine.load(tmp_path / "encoder", quantization=quantization)
+def test_an_encoder_runs_in_int8_too() -> None:
+    source = Path(__file__).parents[1] / "fixtures" / "hf-bert-tokcls" / "pruned"
+    ids = np.random.default_rng(0).integers(0, 100, (3, 17))
+    with engine.load(source, dtype="float32") as exact, engine.load(source, quantization="int8") as narrow:
+        expected, found = exact.logits(ids), narrow.logits(ids)
+        held = [model.explain().runner["weight_bytes"] for model in (exact, narrow)]
+    assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    assert held[1] < held[0]
 
 
 @pytest.mark.parametrize("value", ["int4", "INT8", "", 8, True, ["int8"]], ids=repr)

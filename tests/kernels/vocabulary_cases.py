@@ -145,7 +145,7 @@ def _gaps(
     wanted = np.flatnonzero(targets >= 0)
     ids = np.concatenate((np.arange(case.words)[-5:], case.words + np.arange(case.tail)[-5:]))
     rows = np.full((len(ids), case.hidden), np.nan, np.float32)
-    model._model.embed(ids, rows)
+    model._model.embed(ids, rows, None, None)
     table = np.concatenate([held[name] for name in ("embedding.0", "embedding.1") if name in held])
     right = np.array_equal(np.isnan(nll), targets < 0) and np.array_equal(rows, table[ids])
     gaps = {"log-probabilities": difference(found, exact)}
