@@ -7,8 +7,9 @@ same rounds.  bandwidth: a token of one sequence; `bytes` it touches, `peak` byt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from engine.cost import BYTES
 from engine.model.fold import fold
 
 NARROW = 16  # width of the residual stream in the model of `attention`
+Calls = dict[str, Callable[[], object]]
 STEPS = 2_000_000  # multiply-adds of each register in a sample, some tens of milliseconds
 
 
@@ -66,7 +68,7 @@ def attention(bench: Bench, peers: Sequence[Peer]) -> None:
                 continue
             done = machine.multiply_add(STEPS)
             with Stream(bench.runner(model, peer), 1) as stream:
-                calls = {"kernel": work(stream, model.compact, item, 1, 1)[0], "peak": lambda: machine.multiply_add(STEPS)}
+                calls: Calls = {"kernel": work(stream, model.compact, item, 1, 1)[0], "peak": partial(machine.multiply_add, STEPS)}
                 samples = bench.clock(calls, {"kernel": 1, "peak": 1}, item)
             share = ratio(samples["peak"], samples["kernel"]) * flops / done
             figures = {"flops": float(flops), "peak": done / float(np.median(samples["peak"])), "share": share}
@@ -87,7 +89,7 @@ def bandwidth(bench: Bench, model: Model, peers: Sequence[Peer]) -> None:
             buffer = buffer_of(size)
             with Stream(bench.runner(model, peer), 1) as stream:
                 call, steps = work(stream, model.compact, item, 1, bench.plan.tokens)
-                calls = {"kernel": call, "peak": lambda buffer=buffer, steps=steps: [machine.read(buffer) for _ in range(steps)]}
+                calls: Calls = {"kernel": call, "peak": partial(machine.read, buffer, steps)}
                 samples = bench.clock(calls, {"kernel": steps, "peak": steps}, item)
             rate = size / float(np.median(samples["peak"]))
             figures = {"bytes": float(size), "peak": rate, "share": ratio(samples["peak"], samples["kernel"])}

@@ -6,7 +6,7 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
 
@@ -37,25 +37,31 @@ def library() -> ctypes.CDLL:
 
 
 class Machine:
-    """As many threads at work as the engine it is compared with; close it or use it in a with block."""
+    """As many threads at work as the engine it is compared with, the caller's among them; use it in a with block."""
 
     def __init__(self, threads: int) -> None:
         self._library = library()
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads)
-        list(self._pool.map(lambda _: self._multiply(10_000), range(threads)))
+        self._pool = ThreadPoolExecutor(max(1, threads - 1))
+        self.multiply_add(10_000)
 
     def multiply_add(self, steps: int) -> float:
         """FLOPs done by all threads, `steps` rounds of every register each."""
-        return sum(self._pool.map(lambda _: self._multiply(steps), range(self._threads)))
+        others = [self._pool.submit(self._multiply, steps) for _ in range(self._threads - 1)]
+        return self._multiply(steps) + sum(other.result() for other in others)
 
-    def read(self, buffer: np.ndarray) -> None:
-        """Every byte of a buffer whose size is a multiple of STEP, each thread a part of it."""
+    def read(self, buffer: np.ndarray, times: int) -> None:
+        """Every byte of a buffer whose size is a multiple of STEP, each thread a part of it; `times` times."""
         steps = buffer.nbytes // STEP
         ends = [steps * part // self._threads * STEP for part in range(self._threads + 1)]
         first = buffer.ctypes.data
-        spans = zip(ends[:-1], ends[1:], strict=True)
-        list(self._pool.map(lambda span: self._library.read_all(first + span[0], span[1] - span[0]), spans))
+        for _ in range(times):
+            others = [
+                self._pool.submit(self._library.read_all, first + start, end - start)
+                for start, end in zip(ends[1:-1], ends[2:], strict=True)
+            ]
+            self._library.read_all(first, ends[1])
+            wait(others)
 
     def _multiply(self, steps: int) -> float:
         out = ctypes.c_float()

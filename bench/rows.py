@@ -134,7 +134,7 @@ def replace_rows(path: Path, tried: Iterable[tuple[object, ...]], rows: Sequence
     """Write `rows` in place of those with a key in `tried`, whole or not at all: a case whose gate failed keeps no earlier figure."""
     gone = set(tried)
     kept = [row for row in read_kind(path, kind) if row.key not in gone]
-    text = "".join(json.dumps(asdict(row), allow_nan=False) + "\n" for row in [*kept, *rows])
+    text = "".join(json.dumps(vars(row), allow_nan=False) + "\n" for row in [*kept, *rows])
     temporary = path.with_suffix(".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from bench.peers.base import PeerRunner, Skipped
@@ -14,14 +16,14 @@ MOST = 8  # configurations of one process: dtype, heads, batch and rows; each ta
 class CompiledRunner(PeerRunner):
     """Runner whose layers are compiled on the first call of each shape; layers of as many heads share what was compiled."""
 
-    done: set[tuple[object, ...]] = set()
+    done: ClassVar[set[tuple[object, ...]]] = set()
 
     def __init__(self, checkpoint: Checkpoint, dtype: str, threads: int) -> None:
         super().__init__(checkpoint, dtype, threads)
         torch._dynamo.config.recompile_limit = 16 * MOST  # several head counts in each of them
         self._plain = PlainStack(checkpoint, dtype).eval()
-        self._identity = (dtype, threads, tuple(layer.heads for layer in self._plain.layers))
-        for layer in self._plain.layers:
+        self._identity = (dtype, threads, tuple(layer.heads for layer in self._plain.every))
+        for layer in self._plain.every:
             if layer.heads:
                 layer.compile(fullgraph=True, dynamic=False)
 

@@ -13,7 +13,7 @@ class OnnxRuntimeRunner(ExportedRunner):
     """Runner over ONNX Runtime sessions with every graph optimisation."""
 
     def compiled(self, path: Path) -> Graph:
-        import onnxruntime
+        import onnxruntime  # type: ignore[import-untyped]
 
         if self.dtype == "int8":
             path = quantized(path)
@@ -33,8 +33,8 @@ class OnnxRuntimeRunner(ExportedRunner):
 
 
 def quantized(path: Path) -> Path:
-    """The graph with the constant side of every matrix product in int8, one scale per matrix (per channel fails on products of several heads)."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    """The graph with the constant side of every matrix product in int8, one scale per matrix: more fail on products of several heads."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-untyped]
 
     target = path.with_name("int8.onnx")
     quantize_dynamic(path, target, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"])

@@ -16,7 +16,7 @@ class OpenVinoRunner(ExportedRunner):
     """Runner over OpenVINO's CPU plug-in, tuned for latency."""
 
     def compiled(self, path: Path) -> Graph:
-        import openvino
+        import openvino  # type: ignore[import-untyped]
 
         core = openvino.Core()
         if self.dtype == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

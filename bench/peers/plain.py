@@ -21,18 +21,17 @@ class PlainStack(nn.Module):
     def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
         super().__init__()
         plans, folded = compile_stack(checkpoint.spec).layers, fold(checkpoint).layers
-        layers = [PlainLayer(plan, arrays, DTYPES[dtype]) for plan, arrays in zip(plans, folded, strict=True)]
-        self.layers = nn.ModuleList(layers)
-        self.caching = [layer for layer in layers if layer.heads]
+        self.every = [PlainLayer(plan, arrays, DTYPES[dtype]) for plan, arrays in zip(plans, folded, strict=True)]
+        self.layers = nn.ModuleList(self.every)
 
     def start(self, batch: int) -> list[torch.Tensor]:
         """Caches at the start of `batch` streams."""
-        return [rows.expand(batch, -1, layer.memory, -1).contiguous() for layer in self.caching for rows in layer.zero_rows()]
+        return [rows.expand(batch, -1, layer.memory, -1).contiguous() for layer in self.every if layer.heads for rows in layer.zero_rows()]
 
     def forward(self, hidden: torch.Tensor, *caches: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """hidden [batch, rows, hidden] and caches → the same after these rows."""
         after: list[torch.Tensor] = []
-        for layer in self.layers:
+        for layer in self.every:
             if layer.heads:
                 hidden, keys, values = layer(hidden, *caches[len(after) : len(after) + 2])
                 after += [keys, values]
@@ -44,7 +43,16 @@ class PlainStack(nn.Module):
 class PlainLayer(nn.Module):
     """One pre-norm All-attention layer: keys and values kept, distances projected once at load, one softmax over all scores."""
 
+    gain: torch.Tensor
+    shift: torch.Tensor
     qkv: torch.Tensor
+    content_bias: torch.Tensor
+    position_bias: torch.Tensor
+    distances: torch.Tensor
+    zero_key: torch.Tensor
+    zero_value: torch.Tensor
+    persistent_keys: torch.Tensor
+    persistent_values: torch.Tensor
     output: torch.Tensor
     output_bias: torch.Tensor
 
