@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +57,7 @@ class Machine:
         ends = [steps * part // self._threads * STEP for part in range(self._threads + 1)]
         first = buffer.ctypes.data
         for _ in range(times):
-            others = [
-                self._pool.submit(self._library.read_all, first + start, end - start)
-                for start, end in zip(ends[1:-1], ends[2:], strict=True)
-            ]
+            others = [self._pool.submit(self._library.read_all, first + start, end - start) for start, end in pairwise(ends[1:])]
             self._library.read_all(first, ends[1])
             wait(others)
 
