@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+FILE = "cpu.jsonl"
 KEY = ["geometry", "work", "part", "batch", "rows", "kept", "engine", "dtype", "threads"]
 
 

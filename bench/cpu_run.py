@@ -9,13 +9,12 @@ from pathlib import Path
 from bench import cases, cpu_growth, cpu_limits, cpu_report, rows
 from bench.cases import Geometry, Kept
 from bench.cpu import Bench, Item, Model, Outcome, Plan, items_of
-from bench.cpu_rows import CpuRow
+from bench.cpu_rows import FILE, CpuRow
 from bench.peers.table import PEERS, Peer
 from bench.timing import bar
 from engine.checkpoint import Checkpoint
 from engine.errors import EngineError, InputError, Problem
 
-FILE = "cpu.jsonl"
 WORKS = ("score", "decode", "share", "attention", "bandwidth", "growth")
 QUICK_PEERS = ("cpu:float32", "cpu:bfloat16", "cpu:int8", "published", "torch:float32", "onnxruntime:float32", "openvino:float32")
 LENGTHS = (192, 512, 1024, 2048, 4096, 8192)
@@ -95,7 +94,7 @@ def run(asked: Asked, out: Path | None, *, quiet: bool) -> None:
                 failed += bench.outcome.failed
                 found += bench.outcome.rows
                 bench.outcome = Outcome()
-    print(cpu_report.peers(found) + "\n" + cpu_report.limits(found))
+    print("\n".join(filter(None, (cpu_report.peers(found), cpu_report.targets(found)))))
     if out is not None:
         cpu_report.draw(rows.read_kind(out / FILE, CpuRow), out)
     if failed:
