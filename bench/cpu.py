@@ -54,12 +54,13 @@ class Item:
 
 @dataclass
 class Model:
-    """The same weights compact and masked, and the runners made of the compact one so far."""
+    """The same weights compact and masked, and the runners made of them so far: of the compact one by peer, of the masked one by dtype."""
 
     heads: Kept
     compact: Checkpoint
     masked: Checkpoint
     runners: dict[str, Runner] = field(default_factory=dict)
+    references: dict[str, Runner] = field(default_factory=dict)
 
     @staticmethod
     def of(dense: Checkpoint, heads: Kept) -> Model:
@@ -68,6 +69,12 @@ class Model:
     @property
     def kept(self) -> int:
         return sum(map(len, self.heads))
+
+    def reference(self, dtype: str, threads: int) -> Runner:
+        """The masked model on plain PyTorch."""
+        if dtype not in self.references:
+            self.references[dtype] = build(self.masked, Settings("torch", dtype, threads))
+        return self.references[dtype]
 
 
 @dataclass
@@ -107,7 +114,7 @@ class Bench:
         vocab, score = model.compact.spec.vocab, item.work != "decode"
         rows, extra = (item.rows, item.rows) if score else (1, FED - 1)
         probe = Probe.draw(vocab, item.batch, rows, extra, seed=1)
-        exact = probe.whole(build(model.masked, Settings("torch", "float32", self.threads)))
+        exact = probe.whole(model.reference("float32", self.threads))
         start = Probe(probe.ids[:1, :PLAIN_ROWS], probe.targets[:1, :PLAIN_ROWS], PLAIN_ROWS)
         narrow: list[float] = []
         gates, skipped = {}, {}
@@ -124,7 +131,7 @@ class Bench:
                     skipped[peer.name] = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"  # another project's failure
                 else:
                     if peer.dtype != "float32" and not narrow:
-                        plain = start.whole(build(model.masked, Settings("torch", "bfloat16", self.threads)))
+                        plain = start.whole(model.reference("bfloat16", self.threads))
                         narrow.append(tolerance(plain, exact[:1, :PLAIN_ROWS], "bfloat16"))
                     gates[peer.name] = gate_of(peer, difference(found, exact), narrow)
                 advance()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench import cases
 from bench.cpu import Bench, Item, Model, gate_of
-from bench.engines import Settings, Stream, build, random_ids
+from bench.engines import Stream, random_ids
 from bench.gate import Probe
 from bench.peers.base import Skipped
 from bench.peers.table import Peer
@@ -43,7 +43,7 @@ def _one(bench: Bench, model: Model, peer: Peer, item: Item) -> None:
         return
     tokens = random_ids(model.compact.spec.vocab, (item.batch, item.rows + 1), seed=1)
     probe = Probe(tokens[:, :-1], tokens[:, 1:], item.rows)
-    exact = probe.whole(build(model.masked, Settings("torch", "float32", bench.threads)))
+    exact = probe.whole(model.reference("float32", bench.threads))
     before = memory_now()
     found = probe.whole(runner)
     peak = memory_peak()

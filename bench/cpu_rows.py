@@ -14,8 +14,9 @@ KEY = ["geometry", "work", "part", "batch", "rows", "kept", "engine", "dtype", "
 class CpuRow:
     """Samples are seconds of a segment, or of one token of every sequence; none where the engine was skipped, then `skipped` says why.
 
-    work: score, decode, proportion, attention, bandwidth or growth.  part: layers, or model with its vocabulary.  gate: {"difference",
-    "limit", "against"}.  instruction_set: of our own kernels.  prepared: seconds of export and compilation, in no sample.
+    work: score, decode, score share, decode share, attention, bandwidth, growth rows, growth batch or growth heads.  part: layers, or model
+    with its vocabulary.  gate: {"difference", "limit", "against"}.  instruction_set: of our own kernels.  prepared: seconds of export and
+    compilation so far in the run, in no sample.
     figures: ratios of the same rounds and counted numbers, by name; bench/cpu*.py says which work has which.
     """
 
