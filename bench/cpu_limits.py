@@ -26,7 +26,7 @@ from engine.model.fold import fold
 
 NARROW = 16  # width of the residual stream in the model of `attention`
 Calls = dict[str, Callable[[], object]]
-STEPS = 2_000_000  # multiply-adds of each register in a sample, some tens of milliseconds
+STEPS = 10_000_000  # multiply-adds of each register in a sample: as long as the attention it is held against, some 20 ms
 
 
 def proportion(bench: Bench, models: Sequence[Model], peers: Sequence[Peer], item: Item) -> None:
