@@ -5,6 +5,7 @@ figures: `per_token`, seconds of one token of one sequence, and `memory`, bytes 
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -14,7 +15,6 @@ from bench import cases
 from bench.cpu import Bench, Item, Model, gate_of
 from bench.engines import Stream, random_ids
 from bench.gate import Probe
-from bench.peers.base import Skipped
 from bench.peers.table import Peer
 from engine.checkpoint import Checkpoint
 from engine_kernels.testing import difference
@@ -35,18 +35,17 @@ def growth(bench: Bench, dense: Checkpoint, model: Model, peer: Peer, *, lengths
 
 
 def _one(bench: Bench, model: Model, peer: Peer, item: Item) -> None:
-    """One step from the start of a stream: checked, then its memory, then its time."""
-    try:
-        runner = bench.runner(model, peer)
-    except Skipped as reason:
-        bench.add(model, peer, item, None, [], {}, skipped=str(reason))
+    """One step from the start of a stream, of a runner that has not grown yet: its memory, the gate, its time."""
+    if reason := peer.refusal():
+        bench.add(model, peer, item, None, [], {}, skipped=reason)
         return
+    runner = peer.build(model.compact, peer.dtype, bench.threads)
     tokens = random_ids(model.compact.spec.vocab, (item.batch, item.rows + 1), seed=1)
     probe = Probe(tokens[:, :-1], tokens[:, 1:], item.rows)
-    exact = probe.whole(model.reference("float32", bench.threads))
     before = memory_now()
     found = probe.whole(runner)
     peak = memory_peak()
+    exact = probe.whole(model.reference("float32", bench.threads))
     gate = gate_of(peer, difference(found, exact), [])
     with Stream(runner, item.batch) as stream:
         call = partial(stream.step, probe.ids, "hidden")
@@ -60,9 +59,10 @@ def _one(bench: Bench, model: Model, peer: Peer, item: Item) -> None:
 def memory_now() -> int | None:
     """Resident bytes, from which the peak starts anew; None where the system keeps no such account."""
     try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed must not serve what is allocated next
         CLEAR.write_text("5")
         return _status("VmRSS")
-    except OSError:
+    except (OSError, AttributeError):
         return None
 
 

@@ -67,7 +67,7 @@ class Asked:
             parts=tuple(parts or (["layers"] if quick else ["layers", "model"])),
             batches=tuple(batches or ([1] if quick else [1, 16, 64])),
             threads=tuple(threads or ([1] if quick else [1, 2])),
-            lengths=tuple(length for length in LENGTHS if length % shape.rows == 0) if shape.name == "s1" else (shape.rows, 4 * shape.rows),
+            lengths=LENGTHS if shape == cases.S1 else (shape.rows, 4 * shape.rows),
             plan=plan if rounds is None else replace(plan, rounds=rounds),
         )
 
