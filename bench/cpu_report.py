@@ -34,7 +34,7 @@ class Target:
 
 def targets(rows: Iterable[CpuRow]) -> str:
     """What was wanted of the layers beside what the rows say; "" without rows."""
-    found = [row for row in rows if row.part == "layers" and row.samples]
+    found = _sorted(row for row in rows if row.part == "layers" and row.samples)
     if not found:
         return ""
     head = ["work", "kept", "threads", "ours", "against", "target", "achieved", "met"]
@@ -88,7 +88,7 @@ def _against_itself(rows: list[CpuRow]) -> Iterator[Target]:
 
 def peers(rows: Iterable[CpuRow]) -> str:
     """Milliseconds of every engine, how many times ours in float32 they are, a column for each piece of work; "" without rows."""
-    shown = [row for row in rows if row.work in ("score", "decode")]
+    shown = _sorted(row for row in rows if row.work in ("score", "decode"))
     measured = [row for row in shown if row.samples]
     columns = sorted({(row.work, row.batch) for row in measured}, key=lambda column: (column[0] != "score", column[1]))
     lines: dict[tuple[object, ...], dict[tuple[str, int], CpuRow]] = {}
@@ -150,6 +150,11 @@ def draw(rows: Sequence[CpuRow], folder: Path) -> None:
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cpu-growth.png").write_bytes(buffer.getvalue())
+
+
+def _sorted(rows: Iterable[CpuRow]) -> list[CpuRow]:
+    """Layers before whole models, few threads before many, all heads before few; engines stay in their order."""
+    return sorted(rows, key=lambda row: (row.part, row.threads, -row.kept))
 
 
 def _work(work: str, batch: int) -> str:
