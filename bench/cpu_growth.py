@@ -6,15 +6,19 @@ figures: `per_token`, seconds of one token of one sequence, and `memory`, bytes 
 from __future__ import annotations
 
 import ctypes
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from bench import cases
 from bench.cpu import Bench, Item, Model, gate_of
 from bench.engines import Stream, random_ids
-from bench.gate import Probe
+from bench.gate import Gate, Probe
 from bench.peers.table import Peer
 from engine.checkpoint import Checkpoint
 from engine_kernels.testing import difference
@@ -24,36 +28,40 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def growth(bench: Bench, dense: Checkpoint, model: Model, peer: Peer, *, lengths: Sequence[int], batches: Sequence[int]) -> None:
     """Steps of `lengths` rows, tokens of `batches` sequences on `model`, and a segment with 0, 1, 2, … heads in every layer."""
-    for rows in lengths:
-        _one(bench, model, peer, Item("growth rows", "layers", 1, rows))
-    for batch in batches:
-        _one(bench, model, peer, Item("growth batch", "layers", batch, 1))
     shape = bench.shape
-    for heads in range(shape.heads + 1):
-        even = Model.of(dense, cases.choose_heads(shape, [heads] * shape.layers))
-        _one(bench, even, peer, Item("growth heads", "layers", 1, shape.rows))
+    _series(bench, peer, [(model, Item("growth rows", "layers", 1, rows)) for rows in lengths])
+    _series(bench, peer, [(model, Item("growth batch", "layers", batch, 1)) for batch in batches])
+    even = [Model.of(dense, cases.choose_heads(shape, [heads] * shape.layers)) for heads in range(shape.heads + 1)]
+    _series(bench, peer, [(each, Item("growth heads", "layers", 1, shape.rows)) for each in even])
 
 
-def _one(bench: Bench, model: Model, peer: Peer, item: Item) -> None:
-    """One step from the start of a stream, of a runner that has not grown yet: its memory, the gate, its time."""
+def _series(bench: Bench, peer: Peer, points: Sequence[tuple[Model, Item]]) -> None:
+    """Each point on a runner that has not grown yet: its memory and its gate, then the time of all points in turns."""
     if reason := peer.refusal():
-        bench.add(model, peer, item, None, [], {}, skipped=reason)
+        for model, item in points:
+            bench.add(model, peer, item, None, [], {}, skipped=reason)
         return
-    runner = peer.build(model.compact, peer.dtype, bench.threads)
-    tokens = random_ids(model.compact.spec.vocab, (item.batch, item.rows + 1), seed=1)
-    probe = Probe(tokens[:, :-1], tokens[:, 1:], item.rows)
-    before = memory_now()
-    found = probe.whole(runner)
-    peak = memory_peak()
-    exact = probe.whole(model.reference("float32", bench.threads))
-    gate = gate_of(peer, difference(found, exact), [])
-    with Stream(runner, item.batch) as stream:
-        call = partial(stream.step, probe.ids, "hidden")
-        samples = bench.clock({"kernel": call}, {"kernel": 1}, item)["kernel"]
-    figures = {"per_token": sorted(samples)[len(samples) // 2] / (item.batch * item.rows)}
-    if before is not None and peak is not None:
-        figures["memory"] = float(max(0, peak - before))
-    bench.add(model, peer, item, gate, samples, figures)
+    checked: list[tuple[Gate, dict[str, float]]] = []
+    streams: dict[str, Stream] = {}
+    calls: dict[str, Callable[[], object]] = {}
+    for index, (model, item) in enumerate(points):
+        runner = peer.build(model.compact, peer.dtype, bench.threads)
+        tokens = random_ids(model.compact.spec.vocab, (item.batch, item.rows + 1), seed=1)
+        probe = Probe(tokens[:, :-1], tokens[:, 1:], item.rows)
+        before = memory_now()
+        found = probe.whole(runner)
+        peak = memory_peak()
+        exact = probe.whole(model.reference("float32", bench.threads))
+        memory = {} if before is None or peak is None else {"memory": float(max(0, peak - before))}
+        checked.append((gate_of(peer, difference(found, exact), []), memory))
+        streams[str(index)] = Stream(runner, item.batch)
+        calls[str(index)] = partial(streams[str(index)].step, probe.ids, "hidden")
+    patient = replace(bench, plan=replace(bench.plan, patience=math.inf))
+    samples = patient.clock(calls, dict.fromkeys(calls, 1), points[0][1])
+    for index, ((model, item), (gate, memory)) in enumerate(zip(points, checked, strict=True)):
+        seconds = samples[str(index)]
+        per_token = float(np.median(seconds)) / (item.batch * item.rows)
+        bench.add(model, peer, item, gate, seconds, {"per_token": per_token} | memory)
 
 
 def memory_now() -> int | None:

@@ -141,7 +141,7 @@ def draw(rows: Sequence[CpuRow], folder: Path) -> None:
                 beside = axes.twinx()
                 beside.plot(at, [row.figures["memory"] / 2**20 for row in points], "s--", color="#b0872f", label="peak memory, MiB")
                 beside.set_ylim(bottom=0)
-                beside.set_ylabel("MiB")
+                beside.set_ylabel("peak memory above the model, MiB (dashed)", color="#b0872f")
         axes.set_ylim(bottom=0)
         axes.set_xlabel(label)
         axes.set_ylabel("ms per token")
