@@ -35,10 +35,10 @@ class Target:
 def targets(rows: Iterable[CpuRow]) -> str:
     """What was wanted of the layers beside what the rows say; "" without rows."""
     found = _sorted(row for row in rows if row.part == "layers" and row.samples)
-    if not found:
-        return ""
     head = ["work", "kept", "threads", "ours", "against", "target", "achieved", "met"]
     lines = [*_against_peers(found), *_against_machine(found), *_against_itself(found)]
+    if not lines:
+        return ""
     return _table([head, ["---", "--:", "--:", "---", "---", "--:", "--:", "---"], *(line.line() for line in lines)])
 
 
