@@ -98,6 +98,27 @@ def sparsity(
 
 
 @app.command()
+def cpu(
+    geometry: GeometryName = "s1",
+    work: Annotated[list[str] | None, typer.Option("--work", help="score, decode, share, attention, bandwidth, growth; all.")] = None,
+    kept: Annotated[list[int] | None, typer.Option("--kept", help="Kept heads; every list of the geometry, and all heads.")] = None,
+    peer: Annotated[list[str] | None, typer.Option("--peer", help="Engine, or engine:dtype; ours always take part. All.")] = None,
+    part: Parts = None,
+    batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Sequences of decode; 1, 16 and 64.")] = None,
+    threads: Annotated[list[int] | None, typer.Option("--threads", min=1, help="May be given several times; 1 and 2.")] = None,
+    rounds: Rounds = None,
+    quick: Quick = False,
+    out: Out = None,
+    quiet: Quiet = False,
+) -> None:
+    """Our native kernels beside PyTorch, torch.compile, ONNX Runtime, OpenVINO and the published algorithm, on the same weights."""
+    from bench import cpu_run
+
+    asked = cpu_run.Asked.of(geometry, work, kept, peer, part, batch, threads, rounds, quick)
+    cpu_run.run(asked, _folder(out, quick), quiet=quiet)
+
+
+@app.command()
 def latency(
     model: Source,
     input_len: InputLen = 32,
