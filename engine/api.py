@@ -1,4 +1,4 @@
-"""load and convert: path → checkpoint → checks → backend → Model."""
+"""load, convert and export: path → checkpoint → checks → backend → Model."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from engine.checkpoint import Checkpoint
 from engine.convert import read_source
 from engine.convert.base import ConversionReport
 from engine.convert.heads import read_heads
+from engine.convert.hugging_face_export import ExportReport, export_hugging_face
 from engine.cost import model_cost
 from engine.errors import BackendUnavailable, ConversionError, EngineError, InputError, Problem, SpecMismatch, Unsupported
 from engine.model.fold import fold
@@ -105,6 +106,28 @@ def convert(
     require_finite(checkpoint, str(source))
     checkpoints.save(checkpoint, output, force=force)
     return replace(report, output_dir=str(output))
+
+
+def export_hf(
+    path: AnyPath,
+    output_dir: AnyPath,
+    *,
+    config: AnyPath | Mapping[str, Any] | None = None,
+    heads: Any = None,
+    force: bool = False,
+    **options: Any,
+) -> ExportReport:
+    """Write a model that came from a Hugging Face directory back as transformers 4 writes it, heads cut out and named in `pruned_heads`.
+
+    path: an engine directory or such a source; config, heads, options as for load; force replaces an exported directory. Raises an
+    EngineError, and then nothing was written.
+    """
+    checkpoint = open_checkpoint(path, config=config, heads=heads, **options)
+    output = checkpoints.destination(output_dir)
+    if _inside(Path(path), output):
+        raise ConversionError(Problem("output directory", f"a place that does not hold the source {path}", str(output)))
+    require_finite(checkpoint, str(path))
+    return export_hugging_face(checkpoint, output, force=force)
 
 
 def open_checkpoint(

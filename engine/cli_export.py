@@ -1,0 +1,42 @@
+"""`headcount export`: a model written back in a layout other programs read."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from engine.cli_support import Config, Heads, Json, ModelPath, Quiet, Settings, parse_options, print_json, spinner
+
+app = typer.Typer(help="Write a model in a layout other programs read.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def layouts() -> None:
+    """Keeps `hf` a verb of its own while it is the only one."""
+
+
+@app.command()
+def hf(
+    path: ModelPath,
+    output: Annotated[str, typer.Argument(metavar="OUT", help="The directory to write.")],
+    config: Config = None,
+    heads: Heads = None,
+    option: Settings = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an exported directory that stands there.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write what transformers 4 writes: config.json with pruned_heads, model.safetensors, tokenizer.json."""
+    options = parse_options(option)
+    from engine.api import export_hf
+
+    with spinner("Exporting", quiet):
+        report = export_hf(path, output, config=config, heads=heads, force=force, **options)
+    if as_json:
+        print_json(report.to_dict())
+    elif not quiet:
+        gone = sum(map(len, report.pruned_heads.values()))
+        print(f"{report.architecture} → {output}: {report.tensors} tensors, {gone} heads in pruned_heads")
+        for note in report.notes:
+            print(f"  {note}")
