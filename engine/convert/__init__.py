@@ -15,6 +15,7 @@ from engine.checkpoint import Checkpoint, validate
 from engine.convert.base import ConversionReport, Converted, Converter
 from engine.convert.heads import read_heads
 from engine.convert.hugging_face_files import files_of, hugging_face_file, load_tensors, names_model_type
+from engine.convert.hugging_face_tokenizer import read_hugging_face_tokenizer
 from engine.convert.source_tokenizer import VOCABULARIES, read_tokenizer
 from engine.errors import ConversionError, Problem
 from engine.strict_json import parse_json, read_bytes
@@ -58,7 +59,10 @@ def read_source(
     converted = converter.read(loaded.tensors, settings, given, file)
     _check(converted.checkpoint, file.name)
     chosen = _apply_heads(converted, heads, mask if masked else prune)
-    tokenizer = read_tokenizer(vocab, settings, file, converted.checkpoint.spec.vocab)
+    if converter.name == "huggingface" and vocab is None:
+        tokenizer = read_hugging_face_tokenizer(settings["model_type"], file, converted.notes)
+    else:
+        tokenizer = read_tokenizer(vocab, settings, file, converted.checkpoint.spec.vocab)
     kept = tuple(layer.attention.kept for layer in chosen.spec.layers)
     provenance = {
         "format": converter.name,
