@@ -37,7 +37,7 @@ def read_heads(settings: Settings, heads_name: str, hidden: int, rows: Sequence[
         "pruned_heads": _pruned(settings, layers, source_heads),
         "kept_heads": _kept(settings, layers, source_heads),
     }
-    per_layer = _per_layer(settings, layers)
+    per_layer = _per_layer(settings, layers, head_dim)
     counts = {name: _counts(settings, name, layers) for name in COUNTS}
     counts["per_layer_config"] = _per_layer_counts(per_layer, layers, source_heads)
     kept = []
@@ -85,7 +85,7 @@ def _kept(settings: Settings, layers: int, source_heads: int) -> list[tuple[int,
     return [tuple(sorted(_numbers(settings, f"config kept_heads: layer {layer}", row, source_heads))) for layer, row in enumerate(given)]
 
 
-def _per_layer(settings: Settings, layers: int) -> dict[int, Mapping[str, Any]]:
+def _per_layer(settings: Settings, layers: int, head_dim: int) -> dict[int, Mapping[str, Any]]:
     given = settings.value("per_layer_config")
     if not given:
         return {}
@@ -96,7 +96,7 @@ def _per_layer(settings: Settings, layers: int) -> dict[int, Mapping[str, Any]]:
             settings.problem(where, "an object of settings", repr(entry)[:60])
             continue
         for name, value in entry.items():
-            if name == "skip" and not value:
+            if (name == "skip" and not value) or (name == "head_dim" and value == head_dim):
                 continue
             if name not in PER_LAYER or not _whole(value):
                 settings.problem(f"{where}: {name}", f"a number for one of {', '.join(PER_LAYER)}", repr(value)[:60])

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import engine
-from engine.errors import ConversionError, EngineError
+from engine.errors import ConversionError, EngineError, InputError
 from tests.engine.command import headcount
 from tests.engine.hugging_face_sources import Source, encoder
 from tests.oracle import hugging_face as oracle
@@ -216,6 +216,8 @@ def test_a_model_without_any_head_is_an_error(tmp_path: Path) -> None:
     every = {layer: [0, 1, 2] for layer in range(3)}
     with pytest.raises(ConversionError, match="at least one head in the model"):
         engine.load(encoder().write(tmp_path, every, pruned_heads={str(layer): heads for layer, heads in every.items()}))
+    with pytest.raises(InputError, match="at least one head left in the model"):
+        engine.load(encoder().write(tmp_path / "dense"), heads=np.zeros((3, 3)))
 
 
 # --- files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 
 import engine
-from engine.errors import BackendUnavailable, InputError
+from engine.cost import model_cost
+from engine.errors import BackendUnavailable, InputError, Unsupported
+from engine.model.plan import compile_stack
+from engine.spec import Absolute, AttentionSpec, Cluster, Embedding, FeedForward, LayerSpec, ModelSpec, Rotary
 from tests.engine.hugging_face_sources import Source, encoder
 from tests.oracle import hugging_face as oracle
 
@@ -216,3 +220,53 @@ def test_a_backend_that_cannot_says_why(tmp_path: Path) -> None:
     )
     with pytest.raises(BackendUnavailable, match="bidirectional attention"):
         engine.load(path, backend="cpu")
+
+
+def test_cost_is_what_torch_counts(bert: tuple[engine.Model, Source]) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, source = bert
+    for rows in (2, 9, 23):  # torch multiplies a single key elementwise and does not count it
+        with FlopCounterMode(display=False) as counter:
+            model.logits([random_ids(source, rows)])
+        assert counter.get_total_flops() == model.cost(rows=rows).prefill().executed == model.cost(rows=rows).prefill().needed
+    assert model.cost().kv_bytes == 0
+
+
+def test_a_base_layer_has_the_published_size_and_work() -> None:
+    """Per layer of 768, h heads of 64, width 3072: 196,800 h + 4,726,272 parameters, h · 64 · (3072 + 2n) + 4,718,592 products a token."""
+    attention = replace(encoder_attention(), source_heads=12, kept=tuple(range(5)), kv_of=tuple(range(5)), head_dim=64)
+    layer = LayerSpec(attention, FeedForward(3072, "gelu", False, True), "layer", False, 1e-12, 0.0)
+    spec = ModelSpec(768, 30, (layer,), Embedding((Cluster(30, 768, False),), 1.0, 512, 0, 2, True), None, "hidden").check()
+    cost = model_cost(spec, rows=128)
+    assert cost.layers[0].parameters == 196_800 * 5 + 4_726_272
+    assert cost.layers[0].prefill.needed == 2 * 128 * (5 * 64 * (3072 + 2 * 128) + 4_718_592)
+
+
+def encoder_attention() -> AttentionSpec:
+    return AttentionSpec(
+        source_heads=1,
+        kept=(0,),
+        kv_of=(0,),
+        head_dim=1,
+        position=Absolute(),
+        persistent=0,
+        causal=False,
+        sees_self=True,
+        window=None,
+        segment=None,
+        start="empty",
+        spans=None,
+        span_ramp=None,
+        bias=True,
+        output_bias=True,
+        scaled=False,
+    )
+
+
+@pytest.mark.parametrize("change", [{"persistent": 2}, {"window": 5}, {"position": Rotary()}])
+def test_bidirectional_variants_nothing_runs_are_refused_by_name(change: dict[str, Any]) -> None:
+    layer = LayerSpec(replace(encoder_attention(), **change), None, "layer", False, 1e-12, 0.0)
+    spec = ModelSpec(4, 30, (layer,), Embedding((Cluster(30, 4, False),), 1.0, 9), None, "hidden").check()
+    with pytest.raises(Unsupported, match=r"bidirectional attention with a window|Rotary"):
+        compile_stack(spec)
