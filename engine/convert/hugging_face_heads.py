@@ -28,10 +28,7 @@ def read_heads(settings: Settings, heads_name: str, hidden: int, rows: Sequence[
     v4 `pruned_heads` {layer: [removed]} and `kept_heads` name heads by the numbers of the unpruned model; v5 `per_layer_config` and lists
     of counts only say how many; without any of them the tensors do. Two that differ are a problem that names both.
     """
-    source_heads = settings.integer(heads_name, least=1)
-    head_dim = settings.integer("head_dim", default=max(hidden // source_heads, 1), least=1)
-    if not settings.has("head_dim") and hidden % source_heads:
-        settings.problem(heads_name, f"a divisor of the hidden size {hidden}", str(source_heads))
+    source_heads, head_dim = _sizes(settings, heads_name, hidden, rows)
     layers = len(rows)
     numbers = {
         "pruned_heads": _pruned(settings, layers, source_heads),
@@ -63,6 +60,21 @@ def read_heads(settings: Settings, heads_name: str, hidden: int, rows: Sequence[
     if not any(kept):
         settings.problem("heads", "at least one head in the model", "none: all are pruned")
     return Heads(source_heads, head_dim, tuple(kept), _widths(per_layer))
+
+
+def _sizes(settings: Settings, heads_name: str, hidden: int, rows: Sequence[tuple[str, int]]) -> tuple[int, int]:
+    """Heads of an unpruned layer and their size; where only one is told, or only the heads of each layer, they make up the hidden size."""
+    if settings.has(heads_name):
+        source_heads = settings.integer(heads_name, least=1)
+        if not settings.has("head_dim") and hidden % source_heads:
+            settings.problem(heads_name, f"a divisor of the hidden size {hidden}", str(source_heads))
+        return source_heads, settings.integer("head_dim", max(hidden // source_heads, 1), least=1)
+    counts = next((found for name in COUNTS if (found := _counts(settings, name, len(rows)))), {})
+    shown = {size // counts[layer] for layer, (_, size) in enumerate(rows) if counts.get(layer) and size % counts[layer] == 0}
+    if not settings.has("head_dim") and len(shown) != 1:
+        return settings.integer(heads_name, least=1), 1  # says that nothing gives it
+    head_dim = settings.integer("head_dim", least=1) if settings.has("head_dim") else max(shown.pop(), 1)
+    return max(hidden // head_dim, 1), head_dim
 
 
 def _pruned(settings: Settings, layers: int, source_heads: int) -> list[tuple[int, ...]]:

@@ -23,9 +23,10 @@ def read_task(settings: Settings, source: SourceTensors) -> Task:
     tasks: dict[str, Task] = {name: name for name in get_args(Task) if name != "causal_lm"}
     asked = settings.value("task")
     if asked is not None:
-        if asked not in tasks:
+        if not isinstance(asked, str) or asked not in tasks:
             settings.problem("option task", " or ".join(tasks), repr(asked)[:60])
-        return tasks.get(asked, "hidden")
+            return "hidden"
+        return tasks[asked]
     architectures = settings.value("architectures")
     if not architectures:
         return _task_of_tensors(source)

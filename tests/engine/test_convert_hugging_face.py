@@ -126,6 +126,14 @@ def test_every_way_to_tell_heads_gives_the_same_model(layout: str, tmp_path: Pat
         agree(model, source, source.mask(PRUNED))
 
 
+@pytest.mark.parametrize("told", [{"head_dim": 4}, {"num_attention_heads_per_layer": [2, 3, 1]}])
+def test_the_number_of_source_heads_follows_from_the_size_of_a_head(told: dict[str, Any], tmp_path: Path) -> None:
+    source = encoder()
+    with engine.load(source.write(tmp_path, PRUNED, num_attention_heads=None, **told)) as model:
+        assert [(layer.attention.heads, layer.attention.source_heads) for layer in model.spec.layers] == [(2, 3), (3, 3), (1, 3)]
+        agree(model, source, source.mask(PRUNED))
+
+
 @pytest.mark.parametrize("layout", ["pruned_heads", "per_layer_config", "num_attention_heads_per_layer", "kept_heads"])
 def test_heads_that_contradict_the_tensors_name_both(layout: str, tmp_path: Path) -> None:
     source = encoder()
