@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
@@ -19,8 +20,9 @@ from engine.convert.base import ConversionReport
 from engine.convert.heads import read_heads
 from engine.convert.hugging_face_export import ExportReport, export_hugging_face
 from engine.cost import model_cost
-from engine.errors import BackendUnavailable, ConversionError, EngineError, InputError, Problem, SpecMismatch, Unsupported
+from engine.errors import BackendUnavailable, CheckpointError, ConversionError, EngineError, InputError, Problem, SpecMismatch, Unsupported
 from engine.model.fold import fold
+from engine.model.onnx_graph import encoder_graph
 from engine.model.plan import compile_stack
 from engine.model.runner import Limits, Runner
 from engine.surgery import mask, prune
@@ -128,6 +130,40 @@ def export_hf(
         raise ConversionError(Problem("output directory", f"a place that does not hold the source {path}", str(output)))
     require_finite(checkpoint, str(path))
     return export_hugging_face(checkpoint, output, force=force)
+
+
+def export_onnx(
+    path: AnyPath,
+    output: AnyPath,
+    *,
+    config: AnyPath | Mapping[str, Any] | None = None,
+    heads: Any = None,
+    force: bool = False,
+    **options: Any,
+) -> Path:
+    """Write an encoder as one .onnx file in float32, each layer with its own number of heads; the path written.
+
+    Inputs input_ids, attention_mask, token_type_ids (where the model has types) int64 [batch, sequence]; output logits, or without a head
+    last_hidden_state. config, heads, options as for load; force replaces a file. Raises an EngineError, and then nothing was written.
+    """
+    target = checkpoints.destination(output)
+    if target.is_dir() or (os.path.lexists(target) and not force):
+        hint = "choose another output file, or replace a file with --force (force=True)"
+        raise CheckpointError(Problem(str(target), "no such file yet", "a directory" if target.is_dir() else "one that exists"), hint=hint)
+    checkpoint = open_checkpoint(path, config=config, heads=heads, **options)
+    require_finite(checkpoint, str(path))
+    data = encoder_graph(compile_stack(checkpoint.spec), fold(checkpoint))
+    temporary = target.with_name(f".{target.name}.headcount-new-{secrets.token_hex(4)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{target}: cannot be written: {error}", hint="nothing was written; choose another output file") from error
+    return target
 
 
 def open_checkpoint(

@@ -11,11 +11,6 @@ from engine.cli_support import Config, Heads, Json, ModelPath, Quiet, Settings, 
 app = typer.Typer(help="Write a model in a layout other programs read.", no_args_is_help=True, rich_markup_mode=None)
 
 
-@app.callback()
-def layouts() -> None:
-    """Keeps `hf` a verb of its own while it is the only one."""
-
-
 @app.command()
 def hf(
     path: ModelPath,
@@ -40,3 +35,23 @@ def hf(
         print(f"{report.architecture} → {output}: {report.tensors} tensors, {gone} heads in pruned_heads")
         for note in report.notes:
             print(f"  {note}")
+
+
+@app.command()
+def onnx(
+    path: ModelPath,
+    output: Annotated[str, typer.Argument(metavar="OUT", help="The .onnx file to write.")],
+    config: Config = None,
+    heads: Heads = None,
+    option: Settings = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that stands there.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write an encoder for ONNX Runtime, OpenVINO and others, each layer with its own number of heads."""
+    options = parse_options(option)
+    from engine.api import export_onnx
+
+    with spinner("Exporting", quiet):
+        written = export_onnx(path, output, config=config, heads=heads, force=force, **options)
+    if not quiet:
+        print(f"{written}: {written.stat().st_size:,} bytes")
