@@ -1,10 +1,11 @@
-"""load and convert: path → checkpoint → checks → backend → Model."""
+"""load, convert and export: path → checkpoint → checks → backend → Model."""
 
 from __future__ import annotations
 
 import importlib
 import mmap
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
@@ -20,9 +21,11 @@ from engine.checkpoint import Checkpoint, Weights
 from engine.convert import read_source
 from engine.convert.base import ConversionReport
 from engine.convert.heads import read_heads
+from engine.convert.hugging_face_export import ExportReport, export_hugging_face
 from engine.cost import model_cost
-from engine.errors import BackendUnavailable, ConversionError, EngineError, InputError, Problem, SpecMismatch
+from engine.errors import BackendUnavailable, CheckpointError, ConversionError, EngineError, InputError, Problem, SpecMismatch
 from engine.model.fold import fold
+from engine.model.onnx_graph import encoder_graph
 from engine.model.plan import compile_stack
 from engine.model.runner import Limits, Runner
 from engine.surgery import Pruned, mask, prune
@@ -113,6 +116,62 @@ def convert(
     require_finite(checkpoint, str(source))
     checkpoints.save(checkpoint, output, force=force)
     return replace(report, output_dir=str(output))
+
+
+def export_hf(
+    path: AnyPath,
+    output_dir: AnyPath,
+    *,
+    config: AnyPath | Mapping[str, Any] | None = None,
+    heads: Any = None,
+    force: bool = False,
+    **options: Any,
+) -> ExportReport:
+    """Write a model that came from a Hugging Face directory back as transformers 4 writes it, heads cut out and named in `pruned_heads`.
+
+    path: an engine directory or such a source; config, heads, options as for load; force replaces an exported directory. Raises an
+    EngineError, and then nothing was written.
+    """
+    checkpoint = open_checkpoint(path, config=config, heads=heads, **options)
+    output = checkpoints.destination(output_dir)
+    if _inside(Path(path), output):
+        raise ConversionError(Problem("output directory", f"a place that does not hold the source {path}", str(output)))
+    require_finite(checkpoint, str(path))
+    return export_hugging_face(checkpoint, output, force=force)
+
+
+def export_onnx(
+    path: AnyPath,
+    output: AnyPath,
+    *,
+    config: AnyPath | Mapping[str, Any] | None = None,
+    heads: Any = None,
+    force: bool = False,
+    **options: Any,
+) -> Path:
+    """Write an encoder as one .onnx file in float32, each layer with its own number of heads; the path written.
+
+    Inputs input_ids, attention_mask, token_type_ids (where the model has types) int64 [batch, sequence]; output logits, or without a head
+    last_hidden_state. config, heads, options as for load; force replaces a file. Raises an EngineError, and then nothing was written.
+    """
+    target = checkpoints.destination(output)
+    if target.is_dir() or (os.path.lexists(target) and not force):
+        hint = "choose another output file, or replace a file with --force (force=True)"
+        raise CheckpointError(Problem(str(target), "no such file yet", "a directory" if target.is_dir() else "one that exists"), hint=hint)
+    checkpoint = open_checkpoint(path, config=config, heads=heads, **options)
+    require_finite(checkpoint, str(path))
+    data = encoder_graph(compile_stack(checkpoint.spec), fold(checkpoint))
+    temporary = target.with_name(f".{target.name}.headcount-new-{secrets.token_hex(4)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{target}: cannot be written: {error}", hint="nothing was written; choose another output file") from error
+    return target
 
 
 def open_checkpoint(

@@ -11,12 +11,27 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.cli_support import encode, parse_options, print_json, progress_bar, read_text, rows_of, spinner
+from engine import cli_export
+from engine.cli_support import (
+    Config,
+    Heads,
+    Json,
+    ModelPath,
+    Quiet,
+    Settings,
+    encode,
+    parse_options,
+    print_json,
+    progress_bar,
+    read_text,
+    rows_of,
+    spinner,
+)
 from engine.errors import EngineError, InputError, Problem
 
 app = typer.Typer(
     name="headcount",
-    help="Run head-pruned Transformers: convert a trained checkpoint, inspect, verify, score, generate, benchmark.",
+    help="Run head-pruned Transformers: convert a trained checkpoint, inspect, verify, score, generate, export, benchmark.",
     no_args_is_help=True,
     rich_markup_mode=None,  # brackets in a help text are brackets
     pretty_exceptions_enable=False,
@@ -24,21 +39,13 @@ app = typer.Typer(
 )
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A trained checkpoint: a file, or a directory holding exactly one.")]
-ModelPath = Annotated[str, typer.Argument(metavar="DIR", help="An engine directory, or any source `convert` accepts.")]
-Config = Annotated[str | None, typer.Option("--config", metavar="FILE", help="Configuration of the source, if not beside it.")]
-Heads = Annotated[
-    str | None, typer.Option("--heads", metavar="FILE", help="JSON {layer: [pruned]}, JSON lists of kept heads, or .npy/.pt.")
-]
 Format = Annotated[str, typer.Option("--format", metavar="NAME", help="Source format; auto recognises it by its tensors.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="A value the source lacks, e.g. mem_length=192.")
-]
 Backend = Annotated[str, typer.Option("--backend", metavar="NAME", help="auto, cuda, triton, cpu or torch.")]
 Dtype = Annotated[str, typer.Option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.")]
 Quantization = Annotated[str | None, typer.Option("--quantization", metavar="NAME", help="int8: weights as int8, the rest in --dtype.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads; the backend's own number by default.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks.")]
+
+app.add_typer(cli_export.app, name="export")
 
 
 @app.command()

@@ -59,10 +59,16 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     return _read_shards(path) if path.name.endswith(".json") else _read_file(path)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], seen: Callable[[str, np.ndarray], None] | None = None) -> None:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    seen: Callable[[str, np.ndarray], None] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write arrays of FLOATS, widest first so that each lies aligned; `seen` is called with each contiguous array as it is written."""
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
-    header, offset = {}, 0
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    offset = 0
     for name in order:
         array = tensors[name]
         header[name] = {"dtype": TAGS[array.dtype], "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}

@@ -15,8 +15,9 @@ from engine.checkpoint import Checkpoint, validate
 from engine.convert.base import ConversionReport, Converted, Converter
 from engine.convert.heads import read_heads
 from engine.convert.hugging_face_files import files_of, hugging_face_file, load_tensors, names_model_type
+from engine.convert.hugging_face_tokenizer import read_hugging_face_tokenizer
 from engine.convert.source_tokenizer import VOCABULARIES, read_tokenizer
-from engine.errors import ConversionError, Problem
+from engine.errors import ConversionError, InputError, Problem
 from engine.strict_json import parse_json, read_bytes
 from engine.surgery import mask, prune
 
@@ -58,7 +59,12 @@ def read_source(
     converted = converter.read(loaded.tensors, settings, given, file)
     _check(converted.checkpoint, file.name)
     chosen = _apply_heads(converted, heads, mask if masked else prune)
-    tokenizer = read_tokenizer(vocab, settings, file, converted.checkpoint.spec.vocab)
+    if converter.name == "huggingface" and not any(layer.attention.heads for layer in chosen.spec.layers):
+        raise InputError(Problem("heads", "at least one head left in the model", "none: all are pruned"), source=file.name)
+    if converter.name == "huggingface" and vocab is None:
+        tokenizer = read_hugging_face_tokenizer(settings["model_type"], file, converted.notes)
+    else:
+        tokenizer = read_tokenizer(vocab, settings, file, converted.checkpoint.spec.vocab)
     kept = tuple(layer.attention.kept for layer in chosen.spec.layers)
     provenance = {
         "format": converter.name,

@@ -97,6 +97,13 @@ class SourceTensors:
         """Mark a tensor that the engine does not need as seen."""
         self._left.pop(name, None)
 
+    def ignore_outside(self, prefix: str) -> list[str]:
+        """Mark every tensor nobody asked for whose name does not start with `prefix` as seen; their names, sorted."""
+        outside = sorted(name for name in self._left if not name.startswith(prefix))
+        for name in outside:
+            self.ignore(name)
+        return outside
+
     def count(self, prefix: str) -> int:
         """How many consecutive numbers from 0 follow a prefix: count('layers.') of layers.0.x, layers.1.y is 2."""
         numbers = {name[len(prefix) :].split(".")[0] for name in self._tensors if name.startswith(prefix)}

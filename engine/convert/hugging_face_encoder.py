@@ -40,6 +40,8 @@ def read_encoder(family: Family, source: SourceTensors, settings: Settings, note
     settings.agree(family.settings["vocab"], vocab, "rows of the word embeddings")
     task = read_task(settings, source)
     head, of_head = read_head(task, family, prefix, source, settings, weights["embedding.0"], activation)
+    if settings.has("task") and prefix and (others := source.ignore_outside(prefix)):
+        notes.append(f"task {task} was asked for: {', '.join(others)} not read")
     specs = tuple(_layer_spec(heads, kept, width, activation, eps) for kept, width in zip(heads.kept, widths, strict=True))
     spec = ModelSpec(hidden, vocab, specs, embedding, head, task)
     return Checkpoint(spec, {**weights, **of_head}), heads.kept

@@ -28,16 +28,13 @@ def read_heads(settings: Settings, heads_name: str, hidden: int, rows: Sequence[
     v4 `pruned_heads` {layer: [removed]} and `kept_heads` name heads by the numbers of the unpruned model; v5 `per_layer_config` and lists
     of counts only say how many; without any of them the tensors do. Two that differ are a problem that names both.
     """
-    source_heads = settings.integer(heads_name, least=1)
-    head_dim = settings.integer("head_dim", default=max(hidden // source_heads, 1), least=1)
-    if not settings.has("head_dim") and hidden % source_heads:
-        settings.problem(heads_name, f"a divisor of the hidden size {hidden}", str(source_heads))
+    source_heads, head_dim = _sizes(settings, heads_name, hidden, rows)
     layers = len(rows)
     numbers = {
         "pruned_heads": _pruned(settings, layers, source_heads),
         "kept_heads": _kept(settings, layers, source_heads),
     }
-    per_layer = _per_layer(settings, layers)
+    per_layer = _per_layer(settings, layers, head_dim)
     counts = {name: _counts(settings, name, layers) for name in COUNTS}
     counts["per_layer_config"] = _per_layer_counts(per_layer, layers, source_heads)
     kept = []
@@ -65,6 +62,21 @@ def read_heads(settings: Settings, heads_name: str, hidden: int, rows: Sequence[
     return Heads(source_heads, head_dim, tuple(kept), _widths(per_layer))
 
 
+def _sizes(settings: Settings, heads_name: str, hidden: int, rows: Sequence[tuple[str, int]]) -> tuple[int, int]:
+    """Heads of an unpruned layer and their size; where only one is told, or only the heads of each layer, they make up the hidden size."""
+    if settings.has(heads_name):
+        source_heads = settings.integer(heads_name, least=1)
+        if not settings.has("head_dim") and hidden % source_heads:
+            settings.problem(heads_name, f"a divisor of the hidden size {hidden}", str(source_heads))
+        return source_heads, settings.integer("head_dim", max(hidden // source_heads, 1), least=1)
+    counts = next((found for name in COUNTS if (found := _counts(settings, name, len(rows)))), {})
+    shown = {size // counts[layer] for layer, (_, size) in enumerate(rows) if counts.get(layer) and size % counts[layer] == 0}
+    if not settings.has("head_dim") and len(shown) != 1:
+        return settings.integer(heads_name, least=1), 1  # says that nothing gives it
+    head_dim = settings.integer("head_dim", least=1) if settings.has("head_dim") else max(shown.pop(), 1)
+    return max(hidden // head_dim, 1), head_dim
+
+
 def _pruned(settings: Settings, layers: int, source_heads: int) -> list[tuple[int, ...]]:
     """Head numbers left per layer; empty where the configuration has none."""
     given = settings.value("pruned_heads")
@@ -85,7 +97,7 @@ def _kept(settings: Settings, layers: int, source_heads: int) -> list[tuple[int,
     return [tuple(sorted(_numbers(settings, f"config kept_heads: layer {layer}", row, source_heads))) for layer, row in enumerate(given)]
 
 
-def _per_layer(settings: Settings, layers: int) -> dict[int, Mapping[str, Any]]:
+def _per_layer(settings: Settings, layers: int, head_dim: int) -> dict[int, Mapping[str, Any]]:
     given = settings.value("per_layer_config")
     if not given:
         return {}
@@ -96,7 +108,7 @@ def _per_layer(settings: Settings, layers: int) -> dict[int, Mapping[str, Any]]:
             settings.problem(where, "an object of settings", repr(entry)[:60])
             continue
         for name, value in entry.items():
-            if name == "skip" and not value:
+            if (name == "skip" and not value) or (name == "head_dim" and value == head_dim):
                 continue
             if name not in PER_LAYER or not _whole(value):
                 settings.problem(f"{where}: {name}", f"a number for one of {', '.join(PER_LAYER)}", repr(value)[:60])

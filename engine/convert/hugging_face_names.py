@@ -84,10 +84,23 @@ class Family:
     pads: bool = False
     norm_eps: float = 1e-12  # where the configuration does not say
     classes: str = "Bert"  # what the names of its architectures start with
+    masked: tuple[str, str, str, str] = (  # of the masked head: dense, norm, bias, decoder
+        "cls.predictions.transform.dense",
+        "cls.predictions.transform.LayerNorm",
+        "cls.predictions.bias",
+        "cls.predictions.decoder",
+    )
+    masked_activation: Activation | None = None  # of the masked head, where it is not the layers'
 
 
 BERT = Family("bert")
-ROBERTA = Family("roberta", pads=True, classes="Roberta")
+ROBERTA = Family(
+    "roberta",
+    pads=True,
+    classes="Roberta",
+    masked=("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"),
+    masked_activation="gelu",
+)
 DISTILBERT = Family(
     "distilbert",
     layers="transformer.layer.",
@@ -95,6 +108,7 @@ DISTILBERT = Family(
     layer=DISTIL_LAYER,
     settings=DISTIL_SETTINGS,
     classes="DistilBert",
+    masked=("vocab_transform", "vocab_layer_norm", "vocab_projector.bias", "vocab_projector"),
 )
 FAMILIES = {"bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA, "camembert": ROBERTA, "distilbert": DISTILBERT}
 

@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 
 from engine.convert.base import Settings, SourceTensors
-from engine.convert.hugging_face_names import ENDINGS, ROBERTA, Family
+from engine.convert.hugging_face_names import ENDINGS, Family
 from engine.spec import Activation, Labels, OutputCluster, Task, Vocabulary
 
 Head = Vocabulary | Labels | None
@@ -23,9 +23,10 @@ def read_task(settings: Settings, source: SourceTensors) -> Task:
     tasks: dict[str, Task] = {name: name for name in get_args(Task) if name != "causal_lm"}
     asked = settings.value("task")
     if asked is not None:
-        if asked not in tasks:
+        if not isinstance(asked, str) or asked not in tasks:
             settings.problem("option task", " or ".join(tasks), repr(asked)[:60])
-        return tasks.get(asked, "hidden")
+            return "hidden"
+        return tasks[asked]
     architectures = settings.value("architectures")
     if not architectures:
         return _task_of_tensors(source)
@@ -99,15 +100,9 @@ def _labels(
 def _masked(
     family: Family, source: SourceTensors, settings: Settings, words: np.ndarray, activation: Activation
 ) -> tuple[Vocabulary, Weights]:
-    """dense, activation, norm, then the words' rows and a bias; XLM-R's activation is exact GELU whatever the layers have."""
+    """dense, activation, norm, then the words' rows and a bias; XLM-R's activation is its own."""
     vocab, hidden = words.shape
-    if family is ROBERTA:
-        dense, norm, decoder, bias, activation = "lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias", "gelu"
-    elif family.prefix == "bert":
-        dense, norm = "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"
-        decoder, bias = "cls.predictions.decoder", "cls.predictions.bias"
-    else:
-        dense, norm, decoder, bias = "vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias"
+    dense, norm, bias, decoder = family.masked
     weights = {
         "head.transform": source.take(f"{dense}.weight", (hidden, hidden)),
         "head.transform_bias": source.take(f"{dense}.bias", (hidden,)),
@@ -121,4 +116,4 @@ def _masked(
     weights["head.0.bias"] = source.take(bias if bias in source else f"{decoder}.bias", (vocab,))
     source.ignore(f"{decoder}.bias")
     cluster = OutputCluster(vocab, hidden, projected=False, tied=tied, tied_projection=False)
-    return Vocabulary((cluster,), "ascending", "hidden", transform=activation), weights
+    return Vocabulary((cluster,), "ascending", "hidden", transform=family.masked_activation or activation), weights

@@ -87,6 +87,8 @@ def encoder(kind: str = "bert", task: str = "ForTokenClassification", *, seed: i
     pad = 0 if kind in ("bert", "distilbert") else 1
     config |= {"max_position_embeddings": positions, "vocab_size": vocab, "pad_token_id": pad, "model_type": kind}
     config |= {"architectures": [CLASSES[kind] + task], "id2label": {str(i): f"L{i}" for i in range(LABELS)}, "dtype": "float32"}
+    if task == "ForQuestionAnswering":
+        del config["id2label"]  # it has two, of its own
     config |= changes
     source = Source(config)
     source.tensors = _numbers(_encoder_shapes(kind, task, config), seed)

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import engine
-from engine.errors import ConversionError, EngineError
+from engine.errors import ConversionError, EngineError, InputError
 from tests.engine.command import headcount
 from tests.engine.hugging_face_sources import Source, encoder
 from tests.oracle import hugging_face as oracle
@@ -126,6 +126,14 @@ def test_every_way_to_tell_heads_gives_the_same_model(layout: str, tmp_path: Pat
         agree(model, source, source.mask(PRUNED))
 
 
+@pytest.mark.parametrize("told", [{"head_dim": 4}, {"num_attention_heads_per_layer": [2, 3, 1]}])
+def test_the_number_of_source_heads_follows_from_the_size_of_a_head(told: dict[str, Any], tmp_path: Path) -> None:
+    source = encoder()
+    with engine.load(source.write(tmp_path, PRUNED, num_attention_heads=None, **told)) as model:
+        assert [(layer.attention.heads, layer.attention.source_heads) for layer in model.spec.layers] == [(2, 3), (3, 3), (1, 3)]
+        agree(model, source, source.mask(PRUNED))
+
+
 @pytest.mark.parametrize("layout", ["pruned_heads", "per_layer_config", "num_attention_heads_per_layer", "kept_heads"])
 def test_heads_that_contradict_the_tensors_name_both(layout: str, tmp_path: Path) -> None:
     source = encoder()
@@ -216,6 +224,8 @@ def test_a_model_without_any_head_is_an_error(tmp_path: Path) -> None:
     every = {layer: [0, 1, 2] for layer in range(3)}
     with pytest.raises(ConversionError, match="at least one head in the model"):
         engine.load(encoder().write(tmp_path, every, pruned_heads={str(layer): heads for layer, heads in every.items()}))
+    with pytest.raises(InputError, match="at least one head left in the model"):
+        engine.load(encoder().write(tmp_path / "dense"), heads=np.zeros((3, 3)))
 
 
 # --- files

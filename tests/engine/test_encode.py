@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 
 import engine
-from engine.errors import InputError
+from engine.cost import model_cost
+from engine.errors import InputError, Unsupported
+from engine.model.plan import compile_stack
+from engine.spec import Absolute, AttentionSpec, Cluster, Embedding, FeedForward, LayerSpec, ModelSpec, Rotary
 from tests.engine.hugging_face_sources import Source, encoder
 from tests.oracle import hugging_face as oracle
 
@@ -31,10 +35,10 @@ def random_ids(source: Source, length: int, seed: int = 3) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, source.config["vocab_size"], length)
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[engine.Model, Source]:
+@pytest.fixture(scope="module", params=["cpu", "torch"])
+def bert(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[engine.Model, Source]:
     source = encoder()
-    return engine.load(source.write(tmp_path_factory.mktemp("bert"))), source
+    return engine.load(source.write(tmp_path_factory.mktemp("bert")), backend=request.param, dtype="float32"), source
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -205,3 +209,54 @@ def test_a_pooled_head_needs_its_first_token(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"attention_mask\[0\]\[0\]: expected 1: the head reads the first token, found 0"):
             model.logits([[1, 2]], [[0, 1]])
         assert model.logits([[1, 2], [3, 4]]).shape == (2, 5)
+
+
+def test_cost_is_what_torch_counts(tmp_path: Path) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    source = encoder()
+    model = engine.load(source.write(tmp_path), backend="torch")
+    for rows in (2, 9, 23):  # torch multiplies a single key elementwise and does not count it
+        with FlopCounterMode(display=False) as counter:
+            model.logits([random_ids(source, rows)])
+        assert counter.get_total_flops() == model.cost(rows=rows).prefill().executed == model.cost(rows=rows).prefill().needed
+    assert model.cost().kv_bytes == 0
+
+
+def test_a_base_layer_has_the_published_size_and_work() -> None:
+    """Per layer of 768, h heads of 64, width 3072: 196,800 h + 4,726,272 parameters, h · 64 · (3072 + 2n) + 4,718,592 products a token."""
+    attention = replace(encoder_attention(), source_heads=12, kept=tuple(range(5)), kv_of=tuple(range(5)), head_dim=64)
+    layer = LayerSpec(attention, FeedForward(3072, "gelu", False, True), "layer", False, 1e-12, 0.0)
+    spec = ModelSpec(768, 30, (layer,), Embedding((Cluster(30, 768, False),), 1.0, 512, 0, 2, True), None, "hidden").check()
+    cost = model_cost(spec, rows=128)
+    assert cost.layers[0].parameters == 196_800 * 5 + 4_726_272
+    assert cost.layers[0].prefill.needed == 2 * 128 * (5 * 64 * (3072 + 2 * 128) + 4_718_592)
+
+
+def encoder_attention() -> AttentionSpec:
+    return AttentionSpec(
+        source_heads=1,
+        kept=(0,),
+        kv_of=(0,),
+        head_dim=1,
+        position=Absolute(),
+        persistent=0,
+        causal=False,
+        sees_self=True,
+        window=None,
+        segment=None,
+        start="empty",
+        spans=None,
+        span_ramp=None,
+        bias=True,
+        output_bias=True,
+        scaled=False,
+    )
+
+
+@pytest.mark.parametrize("change", [{"persistent": 2}, {"window": 5}, {"position": Rotary()}])
+def test_bidirectional_variants_nothing_runs_are_refused_by_name(change: dict[str, Any]) -> None:
+    layer = LayerSpec(replace(encoder_attention(), **change), None, "layer", False, 1e-12, 0.0)
+    spec = ModelSpec(4, 30, (layer,), Embedding((Cluster(30, 4, False),), 1.0, 9), None, "hidden").check()
+    with pytest.raises(Unsupported, match=r"bidirectional attention with a window|Rotary"):
+        compile_stack(spec)
