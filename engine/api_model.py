@@ -208,16 +208,27 @@ class Model:
         sequences, _ = self._visible([ids], None, None, "trace_encoder")
         return encoding.trace(self._steps, sequences[0])
 
-    def forward(self, ids: Any) -> Any:
-        """log_probs as the backend's own tensor [B, T, vocab], on its device and whatever its size; Unsupported where it has none."""
+    def forward(self, ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> Any:
+        """log_probs as the backend's own tensor [B, T, vocab], on its device and whatever its size, differentiable where the backend is.
+
+        Of an encoder, arguments and shape as logits, or as encode without a task head. Unsupported where a backend has no tensors.
+        """
         self._steps.check_open()
-        self._require_language_model("forward")
-        rows = rectangle(ids, self.spec.vocab)
-        self._require_positions([rows[0]], "ids")
-        own = getattr(self._runner, "forward", None)
+        causal = self._steps.stack.causal
+        own = getattr(self._runner, "forward" if causal else "forward_whole", None)
+        if not causal:
+            sequences, length = self._visible(ids, attention_mask, token_type_ids, "forward")
+        else:
+            given = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+            if foreign := [
+                Problem(name, "nothing: a language model has none", "one") for name, value in given.items() if value is not None
+            ]:
+                raise InputError(foreign)
+            rows = rectangle(ids, self.spec.vocab)
+            self._require_positions([rows[0]], "ids")
         if own is None:
             raise Unsupported(Problem("forward", "a backend with tensors of its own", self._explanation.backend))
-        return own(rows)
+        return own(rows) if causal else encoding.forward(own, sequences, length, self._steps.stack)
 
     def _tokens(self, started: Generation) -> Generator[Token, None, None]:
         tokens = generation.generate(self._steps, [started])

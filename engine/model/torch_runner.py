@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ class TorchRunner:
         self.layers = [TorchLayer(plan, _tensors(arrays, dtype, device)) for plan, arrays in zip(stack.layers, folded.layers, strict=True)]
         self.vocabulary = TorchVocabulary(stack, _tensors(folded.model, dtype, device), folded.embedding_scale)
         self._slots = Slots()
+        self._starts = [layer.start for layer in self.layers]
         self._rings = [Rings(layer.start, layer.see.reach) if isinstance(layer.start, Start) else None for layer in self.layers]
 
     def open(self) -> int:
@@ -68,21 +70,34 @@ class TorchRunner:
             if self.stack.causal:
                 self._slots.advance(batch)
             groups = Groups(batch, self.device)
-            hidden = self.vocabulary.embed(batch.ids, position_rows(batch, self.stack.embedding), batch.token_types)  # [rows, hidden]
-            _tap(batch, -1, hidden)
-            for index, (layer, rings) in enumerate(zip(self.layers, self._rings, strict=True)):
-                hidden = layer(hidden, groups, rings if self.stack.causal else layer.start)
-                _tap(batch, index, hidden)
-            return self.vocabulary.result(self.vocabulary.finish(hidden), batch, groups)
+            hidden = self._hidden(batch, groups, self._rings if self.stack.causal else self._starts)
+            return self.vocabulary.result(hidden, batch, groups)
 
     def forward(self, ids: torch.Tensor | np.ndarray) -> torch.Tensor:
         """log p(next | ids[:, :t+1]) [B, T, vocab] of streams from their start, differentiable in every weight; ids [B, T]."""
         batch = fresh_batch(np.asarray(ids))
+        hidden = self._hidden(batch, Groups(batch, self.device), self._starts)
+        return self.vocabulary.log_probs(hidden).reshape(*ids.shape, self.stack.vocab)
+
+    def forward_whole(self, batch: Batch, head_factors: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        """What a batch of whole sequences wants, hidden or logits, packed as in StepResult, differentiable in every weight.
+
+        head_factors: for each layer a factor on each head's output [heads], differentiable too.
+        """
         groups = Groups(batch, self.device)
-        hidden = self.vocabulary.embed(batch.ids, position_rows(batch, self.stack.embedding), None)
-        for layer in self.layers:
-            hidden = layer(hidden, groups, layer.start)
-        return self.vocabulary.log_probs(self.vocabulary.finish(hidden)).reshape(*ids.shape, self.stack.vocab)
+        hidden = self._hidden(batch, groups, self._starts, head_factors)
+        return hidden if batch.want == "hidden" else self.vocabulary.logits(hidden, groups.first_rows)
+
+    def _hidden(
+        self, batch: Batch, groups: Groups, pasts: Sequence[Past | None], head_factors: Sequence[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """The last hidden states [rows, hidden], after the final norm where the model has one."""
+        hidden = self.vocabulary.embed(batch.ids, position_rows(batch, self.stack.embedding), batch.token_types)
+        _tap(batch, -1, hidden)
+        for index, (layer, past) in enumerate(zip(self.layers, pasts, strict=True)):
+            hidden = layer(hidden, groups, past, None if head_factors is None else head_factors[index])
+            _tap(batch, index, hidden)
+        return self.vocabulary.finish(hidden)
 
     def describe(self) -> dict[str, Any]:
         return {"operations": "engine_kernels.reference", "torch": torch.__version__, "threads": torch.get_num_threads()}
@@ -101,25 +116,28 @@ class TorchLayer:
             self.see = _visibility(plan.attention)
             self.tables = _tables(plan.attention, weights)
 
-    def __call__(self, hidden: torch.Tensor, groups: Groups, past: Past | None) -> torch.Tensor:
-        """hidden [rows, hidden] → the same after this layer."""
+    def __call__(self, hidden: torch.Tensor, groups: Groups, past: Past | None, head_factors: torch.Tensor | None = None) -> torch.Tensor:
+        """hidden [rows, hidden] → the same after this layer; head_factors [heads] multiply the heads' outputs."""
         if self.plan.norm_first:
-            hidden = hidden + self._attention(self._norm("attention_norm", hidden), groups, past)
+            hidden = hidden + self._attention(self._norm("attention_norm", hidden), groups, past, head_factors)
             if self.plan.feed_forward:
                 hidden = hidden + self._feed_forward(self._norm("feed_forward_norm", hidden))
             return hidden
-        hidden = self._norm("attention_norm", hidden + self._attention(hidden, groups, past))
+        hidden = self._norm("attention_norm", hidden + self._attention(hidden, groups, past, head_factors))
         if self.plan.feed_forward:
             hidden = self._norm("feed_forward_norm", hidden + self._feed_forward(hidden))
         return hidden
 
-    def _attention(self, x: torch.Tensor, groups: Groups, past: Past | None) -> torch.Tensor:
+    def _attention(self, x: torch.Tensor, groups: Groups, past: Past | None, head_factors: torch.Tensor | None) -> torch.Tensor:
         bias = self.weights.get("attention.output_bias")
         if past is None:
             return torch.zeros_like(x) if bias is None else bias.float().expand_as(x)
         query, key, value = (self._heads(name, x) for name in ("query", "key", "value"))  # [rows, H, D]
         parts = [past.attend(group.take(query), group.take(key), group.take(value), group, self.tables, self.see) for group in groups]
-        return reference.linear(groups.packed(parts), self.weights["attention.output"], bias)
+        mixed = groups.packed(parts)  # [rows, H · D]
+        if head_factors is not None:
+            mixed = (mixed.reshape(*query.shape) * head_factors[:, None]).flatten(1)
+        return reference.linear(mixed, self.weights["attention.output"], bias)
 
     def _heads(self, name: str, x: torch.Tensor) -> torch.Tensor:
         assert self.plan.attention is not None
@@ -176,4 +194,4 @@ def _tensors(arrays: dict[str, np.ndarray], dtype: torch.dtype, device: torch.de
 
 def _tap(batch: Batch, index: int, hidden: torch.Tensor) -> None:
     if batch.tap is not None:
-        batch.tap(index, hidden.float().cpu().numpy())
+        batch.tap(index, hidden.detach().float().cpu().numpy())

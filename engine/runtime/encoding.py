@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from engine.errors import InputError, Problem
 from engine.model.plan import EmbeddingPlan, Stack
-from engine.model.runner import Want
+from engine.model.runner import Batch, Want
 from engine.runtime.inputs import SHOWN, matching_rows, token_rows
 from engine.runtime.scoring import MOST_RESULT_BYTES, Progress
-from engine.runtime.steps import RESULT_FLOATS, STEP_ROWS, Steps, Tap
+from engine.runtime.steps import RESULT_FLOATS, STEP_ROWS, Steps, Tap, whole_batch
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Visible:
     ids: np.ndarray
     positions: np.ndarray
     token_types: np.ndarray
+
+    @property
+    def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What a step takes."""
+        return self.ids, self.positions, self.token_types
 
 
 def visible_rows(ids: Any, attention_mask: Any, token_type_ids: Any, stack: Stack) -> tuple[list[Visible], int]:
@@ -57,6 +62,19 @@ def encode(steps: Steps, sequences: Sequence[Visible], length: int, want: Want, 
         done += sum(len(sequences[i].ids) for i in group)
         if progress is not None:
             progress(done, total)
+    return result
+
+
+def forward(own: Callable[[Batch], Any], sequences: Sequence[Visible], length: int, stack: Stack) -> Any:
+    """Logits, or without a head hidden states, of all sequences in one step, as the backend's own tensor in the shape encode gives."""
+    want: Want = "hidden" if stack.labels is None and not stack.outputs else "logits"
+    width, pooled = _width(stack, want)
+    packed = own(whole_batch([sequence.rows for sequence in sequences], want))
+    if pooled:
+        return packed
+    result = packed.new_zeros((len(sequences), length, width))
+    rows = np.repeat(np.arange(len(sequences)), [len(sequence.ids) for sequence in sequences])
+    result[rows, np.concatenate([sequence.columns for sequence in sequences])] = packed
     return result
 
 
@@ -111,7 +129,7 @@ def _groups(sequences: Sequence[Visible], most_rows: int) -> Iterator[list[int]]
 
 
 def _step(steps: Steps, sequences: Sequence[Visible], want: Want, tap: Tap | None = None) -> np.ndarray:
-    result = steps.run_whole([(s.ids, s.positions, s.token_types) for s in sequences], want, tap)
+    result = steps.run_whole([sequence.rows for sequence in sequences], want, tap)
     found = result.hidden if want == "hidden" else result.logits
     assert found is not None
     return found

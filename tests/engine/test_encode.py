@@ -14,6 +14,7 @@ import engine
 from engine.cost import model_cost
 from engine.errors import InputError, Unsupported
 from engine.model.plan import compile_stack
+from engine.runtime.steps import whole_batch
 from engine.spec import Absolute, AttentionSpec, Cluster, Embedding, FeedForward, LayerSpec, ModelSpec, Rotary
 from tests.engine.hugging_face_sources import Source, encoder
 from tests.oracle import hugging_face as oracle
@@ -184,7 +185,7 @@ WRONG: dict[str, tuple[Callable[[engine.Model], Any], str]] = {
     "log_probs": (lambda m: m.log_probs([[1, 2]]), "log_probs: expected a causal language model"),
     "generate": (lambda m: m.generate([1, 2]), "generate: expected a causal language model"),
     "stream": (lambda m: m.stream([1, 2]), "generate: expected a causal language model"),
-    "forward": (lambda m: m.forward([[1, 2]]), "forward: expected a causal language model"),
+    "forward": (lambda m: m.forward([[1] * 24]), "at most 23 tokens"),
 }
 
 
@@ -193,6 +194,39 @@ def test_wrong_calls(call: str, bert: tuple[engine.Model, Source]) -> None:
     function, message = WRONG[call]
     with pytest.raises(InputError, match=message):
         function(bert[0])
+
+
+def test_forward_is_the_backends_own_and_differentiable(bert: tuple[engine.Model, Source]) -> None:
+    torch = pytest.importorskip("torch")
+    model, _ = bert
+    ids, mask = [[3, 4, 5, 6], [7, 8, 9, 1]], [[1, 1, 1, 1], [1, 0, 1, 0]]
+    found = model.forward(ids, mask)
+    assert isinstance(found, torch.Tensor) and np.abs(found.numpy() - model.logits(ids, mask)).max() < 1e-6
+
+
+def test_the_gradient_of_head_factors_is_that_of_finite_differences(bert: tuple[engine.Model, Source], tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    model, source = bert
+    runner: Any = model._runner
+    sequences, _ = model._visible([random_ids(source, 5), random_ids(source, 9)], None, None, "test")
+    batch = whole_batch([sequence.rows for sequence in sequences], "logits")
+
+    def loss(factors: list[Any]) -> Any:
+        return runner.forward_whole(batch, factors).logsumexp(-1).sum()
+
+    factors = [torch.ones(3, requires_grad=True) for _ in range(3)]
+    loss(factors).backward()
+    step = 1e-2
+    for layer, head in ((0, 1), (2, 0)):
+        moved = [torch.ones(3) for _ in range(3)], [torch.ones(3) for _ in range(3)]
+        moved[0][layer][head] += step
+        moved[1][layer][head] -= step
+        slope = (loss(moved[0]) - loss(moved[1])) / (2 * step)
+        assert abs(float(slope - factors[layer].grad[head])) < 2e-3 * max(1.0, abs(float(slope)))
+    masked = [torch.from_numpy(row) for row in source.mask(PRUNED)]
+    with engine.load(source.write(tmp_path / "dense"), heads=source.mask(PRUNED)) as pruned:
+        expected = pruned.logits([random_ids(source, 5)])[0]
+    assert np.abs(runner.forward_whole(batch, masked)[:5].numpy() - expected).max() < 5e-6
 
 
 def test_positions_of_xlm_r_start_behind_the_pad_token(tmp_path: Path) -> None:
