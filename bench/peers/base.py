@@ -18,6 +18,7 @@ from engine.model.fold import fold
 from engine.model.plan import compile_stack
 from engine.model.runner import Batch, Limits, StepResult
 from engine.model.slots import Slots
+from engine.model.torch_cache import Groups
 from engine.model.torch_runner import TorchRunner, build
 
 
@@ -68,10 +69,10 @@ class PeerRunner(ABC):
             self._slots.advance(batch)
             key = tuple(batch.slots.tolist())
             state = self._states[key] if key in self._states else self.start(sequences)
-            embedded = self._vocabulary.embed(torch.from_numpy(batch.ids)).reshape(sequences, rows, -1)
+            embedded = self._vocabulary.embed(batch.ids, None, None).reshape(sequences, rows, -1)
             hidden, self._states[key] = self.layers(embedded, state)
             hidden = self._vocabulary.finish(hidden.reshape(sequences * rows, -1))
-            return self._vocabulary.result(hidden, batch, torch.arange(rows - 1, len(hidden), rows))
+            return self._vocabulary.result(hidden, batch, Groups(batch, torch.device("cpu")))
 
     def describe(self) -> dict[str, Any]:
         return {"operations": type(self).__module__, "threads": self.threads}
