@@ -20,10 +20,11 @@ cmake -S . -B "$out/strict" -G Ninja --log-level=ERROR -DHEADCOUNT_STRICT=ON -DH
 cmake --build "$out/strict"
 ctest --test-dir "$out/strict" --output-on-failure
 
+# Without the AVX-512 and AMX units: the emulated one is their source.
 stage "C++ tests under the address and undefined behaviour sanitizers"
 if echo 'int main() {}' | "${CXX:-c++}" -x c++ -fsanitize=address,undefined -o "$out/probe" - 2>/dev/null && "$out/probe"; then
     cmake -S . -B "$out/sanitize" -G Ninja --log-level=ERROR -DHEADCOUNT_STRICT=ON -DHEADCOUNT_TESTS=ON -DHEADCOUNT_PYTHON=OFF \
-        -DHEADCOUNT_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null
+        -DHEADCOUNT_WIDE=OFF -DHEADCOUNT_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo >/dev/null
     cmake --build "$out/sanitize"
     ctest --test-dir "$out/sanitize" --output-on-failure
 else
@@ -80,7 +81,8 @@ fi
 
 stage "source distribution → wheel → import away from the checkout"
 rm -rf "$out/dist" "$out/installed"
-python -m build --no-isolation --outdir "$out/dist" . >"$out/build.log" 2>&1 || { cat "$out/build.log"; exit 1; }
+# Whether it can be built, not how fast it is.
+python -m build --no-isolation -Ccmake.define.HEADCOUNT_UNIT_LEVEL=-O1 --outdir "$out/dist" . >"$out/build.log" 2>&1 || { cat "$out/build.log"; exit 1; }
 pip install --quiet --disable-pip-version-check --no-deps --target "$out/installed" "$out"/dist/*.whl
 python -S tools/try_wheel.py "$out/installed" "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 

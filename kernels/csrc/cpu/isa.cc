@@ -20,6 +20,8 @@ extern const Kernels table;
 namespace avx2 {
 extern const Kernels table;
 }
+#endif
+#if defined(HEADCOUNT_WIDE)
 namespace avx512 {
 extern const Kernels table;
 }
@@ -62,6 +64,8 @@ template <int ISA>
 const Kernels& compiled() {
 #if defined(HEADCOUNT_X86)
   if constexpr (ISA == kAvx2) return avx2::table;
+#endif
+#if defined(HEADCOUNT_WIDE)
   if constexpr (ISA == kAvx512) return avx512::table;
   if constexpr (ISA == kAvx512Bf16) return avx512_bf16::table;
   if constexpr (ISA == kAmx) return amx::table;
@@ -116,7 +120,7 @@ const Kernels& table_of(int isa) {
   }
 }
 
-#if defined(HEADCOUNT_X86)
+#if defined(HEADCOUNT_WIDE)
 // Linux keeps the tile registers of a process only after it asked for them, once for all its threads.
 bool may_use_tiles() {
 #if defined(__linux__)
@@ -133,10 +137,12 @@ bool may_use_tiles() {
 bool cpu_has(int isa) {
 #if defined(HEADCOUNT_X86)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == kAvx2) return avx2;
+#endif
+#if defined(HEADCOUNT_WIDE)
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-  if (isa == kAvx2) return avx2;
   if (isa == kAvx512) return avx512;
   if (isa == kAvx512Bf16) return bf16;
   if (isa == kAmx)
