@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,6 +32,16 @@ CPU_DTYPES = ("float32", "bfloat16")
 
 def _probe_cuda(device: str, dtype: str) -> str | None:
     return "this version has no CUDA kernels"
+
+
+GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA's driver, AMD's, and either under WSL
+
+
+def no_gpu() -> str | None:
+    """Why there is no GPU to use, without importing PyTorch; None where a driver is there."""
+    if any(os.path.exists(file) for file in GPU_FILES):
+        return None
+    return "there is no GPU driver on this machine"
 
 
 def _probe_triton(device: str, dtype: str) -> str | None:
