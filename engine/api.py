@@ -34,7 +34,9 @@ DTYPES = {name: name for name in ("float32", "bfloat16", "float16")} | {
     "bf16": "bfloat16",
     "fp16": "float16",
 }
-RUNNERS = {"cpu": "engine.model.cpu_runner", "torch": "engine.model.torch_runner"}  # backend → the module whose `build` makes its Runner
+RUNNERS = {
+    name: f"engine.model.{name}_runner" for name in ("triton", "cpu", "torch")
+}  # backend → the module whose `build` makes its Runner
 
 
 def load(

@@ -22,7 +22,7 @@ def environment() -> dict[str, Any]:
         "processor": _cpu_line("model name"),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "instruction_sets": _instruction_sets(),
-        "backends": {name: probe("auto", "float32") or "can run" for name, probe in TABLE},
+        "backends": {name: probe("auto", "float32", True) or "can run" for name, probe in TABLE},
         "packages": {name: _version(name) for name in PACKAGES},
     }
 

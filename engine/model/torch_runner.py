@@ -41,8 +41,10 @@ class TorchRunner:
     def __init__(self, stack: Stack, folded: Folded, dtype: torch.dtype, device: torch.device) -> None:
         self.stack = stack
         self.device = device
-        self.layers = [TorchLayer(plan, _tensors(arrays, dtype, device)) for plan, arrays in zip(stack.layers, folded.layers, strict=True)]
-        self.vocabulary = TorchVocabulary(stack, _tensors(folded.model, dtype, device), folded.embedding_scale)
+        self.layers = [
+            TorchLayer(plan, tensors_of(arrays, dtype, device)) for plan, arrays in zip(stack.layers, folded.layers, strict=True)
+        ]
+        self.vocabulary = TorchVocabulary(stack, tensors_of(folded.model, dtype, device), folded.embedding_scale)
         self._slots = Slots()
         self._rings = [Rings(layer.start, layer.see.reach) if layer.start else None for layer in self.layers]
 
@@ -68,10 +70,10 @@ class TorchRunner:
             self._slots.advance(batch)
             groups = Groups(batch, self.device)
             hidden = self.vocabulary.embed(torch.from_numpy(batch.ids).to(self.device))  # [rows, hidden]
-            _tap(batch, -1, hidden)
+            give_tap(batch, -1, hidden)
             for index, (layer, rings) in enumerate(zip(self.layers, self._rings, strict=True)):
                 hidden = layer(hidden, groups, rings)
-                _tap(batch, index, hidden)
+                give_tap(batch, index, hidden)
             return self.vocabulary.result(self.vocabulary.finish(hidden), batch, groups.last_rows)
 
     def forward(self, ids: torch.Tensor | np.ndarray) -> torch.Tensor:
@@ -94,9 +96,9 @@ class TorchLayer:
         self.weights = weights
         self.start: Start | None = None  # a layer without heads keeps nothing
         if plan.attention is not None:
-            self.start = _start(plan.attention, weights)
-            self.see = _visibility(plan.attention)
-            self.tables = _tables(plan.attention, weights)
+            self.start = start_of(plan.attention, weights)
+            self.see = visibility(plan.attention)
+            self.tables = tables_of(plan.attention, weights)
 
     def __call__(self, hidden: torch.Tensor, groups: Groups, past: Past | None) -> torch.Tensor:
         """hidden [rows, hidden] → the same after this layer."""
@@ -131,18 +133,18 @@ class TorchLayer:
         return reference.layer_norm(x, self.weights[name], self.weights[f"{name}_bias"], self.plan.norm_eps)
 
 
-def _start(plan: AttentionPlan, weights: dict[str, torch.Tensor]) -> Start:
+def start_of(plan: AttentionPlan, weights: dict[str, torch.Tensor]) -> Start:
     if plan.attended_zeros:
         return Start(weights["attention.zero_key"], weights["attention.zero_value"])
     zeros = weights["attention.key"].new_zeros((plan.heads, plan.head_dim))
     return Start(zeros, zeros)  # never visible, only there to be overwritten
 
 
-def _visibility(plan: AttentionPlan) -> Visibility:
+def visibility(plan: AttentionPlan) -> Visibility:
     return Visibility(plan.window, plan.segment, plan.reach, plan.first_distance, plan.attended_zeros)
 
 
-def _tables(plan: AttentionPlan, weights: dict[str, torch.Tensor]) -> Tables:
+def tables_of(plan: AttentionPlan, weights: dict[str, torch.Tensor]) -> Tables:
     spans = None
     if plan.spans is not None:
         spans = torch.tensor(plan.spans, dtype=torch.float32, device=weights["attention.key"].device)
@@ -157,7 +159,7 @@ def _tables(plan: AttentionPlan, weights: dict[str, torch.Tensor]) -> Tables:
     )
 
 
-def _tensors(arrays: dict[str, np.ndarray], dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
+def tensors_of(arrays: dict[str, np.ndarray], dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
     """Arrays as tensors of the run's dtype; equal float32 arrays stay views of the checkpoint's mapped file."""
     tensors: dict[str, torch.Tensor] = {}
     with warnings.catch_warnings():
@@ -168,6 +170,6 @@ def _tensors(arrays: dict[str, np.ndarray], dtype: torch.dtype, device: torch.de
     return tensors
 
 
-def _tap(batch: Batch, index: int, hidden: torch.Tensor) -> None:
+def give_tap(batch: Batch, index: int, hidden: torch.Tensor) -> None:
     if batch.tap is not None:
         batch.tap(index, hidden.float().cpu().numpy())

@@ -30,7 +30,7 @@ class Choice:
 CPU_DTYPES = ("float32", "bfloat16")
 
 
-def _probe_cuda(device: str, dtype: str) -> str | None:
+def _probe_cuda(device: str, dtype: str, named: bool) -> str | None:
     return "this version has no CUDA kernels"
 
 
@@ -44,11 +44,30 @@ def no_gpu() -> str | None:
     return "there is no GPU driver on this machine"
 
 
-def _probe_triton(device: str, dtype: str) -> str | None:
-    return "this version has no Triton kernels"
+def interpreted() -> bool:
+    """Whether Triton runs its interpreter instead of a GPU: TRITON_INTERPRET, read by Triton when it is first imported."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
-def _probe_cpu(device: str, dtype: str) -> str | None:
+def _probe_triton(device: str, dtype: str, named: bool) -> str | None:
+    if not named:
+        return "its tests have not run on a GPU yet: it runs when named, backend='triton'"
+    if any(importlib.util.find_spec(module) is None for module in ("torch", "triton")):
+        return "PyTorch and Triton are not both installed: pip install 'headcount[gpu]'"
+    if interpreted():
+        if device not in ("auto", "cpu"):
+            return f"Triton's interpreter (TRITON_INTERPRET) runs on the CPU, and device={device!r} was asked for"
+        return "Triton's interpreter (TRITON_INTERPRET) computes bfloat16 wrongly: use float32 or float16" if dtype == "bfloat16" else None
+    if device == "cpu":
+        return "runs on GPUs, and device='cpu' was asked for (for tests only, TRITON_INTERPRET=1 interprets the kernels on the CPU)"
+    if (reason := no_gpu()) is not None:
+        return f"{reason} (for tests only, TRITON_INTERPRET=1 interprets the kernels on the CPU)"
+    if not importlib.import_module("torch").cuda.is_available():
+        return "PyTorch sees no GPU: this build of it is for another kind, or for none"
+    return None
+
+
+def _probe_cpu(device: str, dtype: str, named: bool) -> str | None:
     if device not in ("auto", "cpu"):
         return f"runs on the CPU only, and device={device!r} was asked for"
     if dtype not in CPU_DTYPES:
@@ -61,14 +80,14 @@ def _probe_cpu(device: str, dtype: str) -> str | None:
     return None
 
 
-def _probe_torch(device: str, dtype: str) -> str | None:
+def _probe_torch(device: str, dtype: str, named: bool) -> str | None:
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed: pip install 'headcount[torch]'"
     return None
 
 
-# Best first. A probe returns the reason it refuses, or None.
-TABLE: tuple[tuple[str, Callable[[str, str], str | None]], ...] = (
+# Best first. A probe is told the device, the dtype and whether the user named this backend; it returns the reason it refuses, or None.
+TABLE: tuple[tuple[str, Callable[[str, str, bool], str | None]], ...] = (
     ("cuda", _probe_cuda),
     ("triton", _probe_triton),
     ("cpu", _probe_cpu),
@@ -85,7 +104,7 @@ def resolve(backend: str, device: str, dtype: str = "float32") -> Choice:
     for name, probe in TABLE:
         if backend not in ("auto", name):
             continue
-        reason = probe(device, dtype)
+        reason = probe(device, dtype, backend == name)
         if reason is None:
             return Choice(name, tuple(refusals))
         refusals.append(Refusal(name, reason))

@@ -10,7 +10,7 @@ import torch
 from engine_kernels.ops import AttentionTables, Visibility
 from engine_kernels.triton_ops.device import attention as kernels
 from engine_kernels.triton_ops.launch import Launcher
-from engine_kernels.triton_ops.tiles import CONSTANTS, RING, ROWS, Tile, choose, splits
+from engine_kernels.triton_ops.tiles import Tile, choose, splits
 
 Tables = AttentionTables[torch.Tensor]
 
@@ -29,7 +29,7 @@ class Constants:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Sequences of packed rows on the device, all int64 [sequences]; offsets: where a ring holds the key of row 0, before it is written."""
+    """Sequences of packed rows on the device, all [sequences]; the key of row j < 0 stands in slot (offset + j) mod capacity."""
 
     first_rows: torch.Tensor
     lengths: torch.Tensor
@@ -46,19 +46,19 @@ def padded(head_dim: int) -> int:
 def attend_constants(launch: Launcher, query: torch.Tensor, tables: Tables, see: Visibility) -> Constants:
     """States and scores of query [rows, H, D] against everything of the layer that no token changes."""
     rows, heads, head_dim = query.shape
-    tile = choose(CONSTANTS, rows, query.element_size())
+    tile = choose(launch.tiles.constants, rows, query.element_size())
     persistent = 0 if tables.persistent_keys is None else tables.persistent_keys.shape[1]
     parts = splits(rows, persistent, tile)
     chunk = -(-persistent // (max(parts, 1) * tile.keys)) * tile.keys
     parts = -(-persistent // chunk) if persistent else 0
-    relative = tables.distances is not None
+    distance_tables = 0 if tables.distances is None else tables.distances.shape[0]
     pitch = -(-see.reach // 16)
     new = query.new_empty
     outs = new((parts, heads, rows, head_dim), dtype=torch.float32)
     peaks = new((parts, heads, rows), dtype=torch.float32)
     totals = new((parts, heads, rows), dtype=torch.float32)
-    scores = new((heads, rows, 16 * pitch)) if relative else None
-    grid = (-(-rows // tile.rows), parts + (-(-see.reach // tile.keys) if relative else 0), heads)
+    scores = new((heads, rows, 16 * pitch)) if distance_tables else None
+    grid = (-(-rows // tile.rows), parts + (-(-see.reach // tile.keys) if distance_tables else 0), heads)
     launch(
         kernels.attend_constants,
         grid,
@@ -76,6 +76,7 @@ def attend_constants(launch: Launcher, query: torch.Tensor, tables: Tables, see:
         persistent,
         chunk,
         parts,
+        distance_tables,
         see.reach,
         pitch,
         D=head_dim,
@@ -83,7 +84,6 @@ def attend_constants(launch: Launcher, query: torch.Tensor, tables: Tables, see:
         BM=tile.rows,
         BN=tile.keys,
         BIASED=tables.position_bias is not None,
-        SHARED=tables.distances is not None and tables.distances.shape[0] == 1,
         WHOLE=persistent % tile.keys == 0,
     )
     return Constants(outs, peaks, totals, scores, parts, pitch)
@@ -111,7 +111,7 @@ def attend_rows(
 ) -> None:
     """Fill out [rows, H, D] from query and new keys and values [rows, H, D] and rings [slots, H, capacity, D]."""
     rows, heads, head_dim = query.shape
-    tile = choose(ROWS, int(lengths.max()), query.element_size())
+    tile = choose(launch.tiles.rows, int(lengths.max()), query.element_size())
     tile_sequence, tile_row = row_tiles(lengths, tile, query.device)
     launch(
         kernels.attend_rows,
@@ -155,7 +155,7 @@ def attend_ring(
 ) -> None:
     """Fill the only row of each of `sequences` in out [rows, H, D]; the rings [slots, H, capacity, D] hold every key it sees."""
     rows, heads, head_dim = query.shape
-    tile = choose(RING, rows, query.element_size())
+    tile = choose(launch.tiles.ring, rows, query.element_size())
     launch(
         kernels.attend_ring,
         (len(sequences.slots), heads),

@@ -15,8 +15,8 @@ Tables = AttentionTables[torch.Tensor]
 class TritonOps:
     """The operations by way of one launcher, which counts what they start."""
 
-    def __init__(self) -> None:
-        self.launch = Launcher()
+    def __init__(self, launch: Launcher) -> None:
+        self.launch = launch
 
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, tables: Tables, see: Visibility

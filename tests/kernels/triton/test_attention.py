@@ -13,6 +13,7 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'head
 import torch
 
 from engine_kernels.triton_ops.attention import Sequences, attend_constants, attend_ring, attend_rows
+from engine_kernels.triton_ops.launch import Launcher, architecture
 from engine_kernels.triton_ops.ops import TritonOps
 from tests.kernels.triton.attention_cases import DEVICE, DTYPES, Case, check, draw, one_row, ring
 
@@ -51,7 +52,7 @@ def test_bfloat16_keeps_to_the_oracle(name: str, bfloat16: None) -> None:
 def compare(case: Case) -> None:
     """Many rows at once, then the last of them alone against its ring."""
     inputs = draw(case)
-    ops = TritonOps()
+    ops = TritonOps(launcher())
     check(case, ops.attend(inputs.query, inputs.keys, inputs.values, inputs.positions, inputs.tables, case.see), inputs, "attend")
     case, inputs = one_row(case, inputs)
     keys, values = (
@@ -66,7 +67,7 @@ def test_many_rows_of_one_query_batch_take_fewer_splits() -> None:
     case = Case(batch=70, rows=1, heads=1, persistent=300, window=5, dtype="float16")
     inputs = draw(case)
     keys, values = (ring(case, rows[:, :, 1:], inputs.positions) for rows in (inputs.keys, inputs.values))
-    ops = TritonOps()
+    ops = TritonOps(launcher())
     check(case, ops.attend_cached(inputs.query[:, :, 0], keys, values, inputs.positions, inputs.tables, case.see)[:, :, None], inputs, "70")
     assert ops.launch.calls == {"attend_constants": 1, "attend_ring": 1}
 
@@ -74,7 +75,7 @@ def test_many_rows_of_one_query_batch_take_fewer_splits() -> None:
 @pytest.mark.parametrize("heads", range(9))
 def test_any_number_of_heads(heads: int) -> None:
     case = Case(heads=heads, batch=1, rows=3)
-    inputs, ops = draw(case), TritonOps()
+    inputs, ops = draw(case), TritonOps(launcher())
     found = ops.attend(inputs.query, inputs.keys, inputs.values, inputs.positions, inputs.tables, case.see)
     assert found.shape == (1, heads, 3, 8)
     if heads:
@@ -105,7 +106,7 @@ def test_uneven_sequences_in_slots_of_any_order(first: int) -> None:
     sequences = Sequences(
         tensor((0, 9, 10)), tensor(lengths), tensor(slots), tensor([at % capacity for at in positions]), tensor(positions)
     )
-    out, launch = poison(31, case.heads, case.head_dim), TritonOps().launch
+    out, launch = poison(31, case.heads, case.head_dim), launcher()
     constants = attend_constants(launch, query, tables, case.see)
     attend_rows(launch, query, (rings[0], rings[1]), new, constants, sequences, np.array(lengths), tables, case.see, out)
     for (each, inputs), rows in zip(parts, torch.split(out, lengths), strict=True):
@@ -120,6 +121,11 @@ def test_uneven_sequences_in_slots_of_any_order(first: int) -> None:
     attend_ring(launch, query, (rings[0], rings[1]), constants, only, tables, case.see, out)
     check(each, out[9][None, :, None], inputs, "one of them decoded")
     assert torch.isnan(out[:9]).all() and torch.isnan(out[10:]).all()
+
+
+def launcher() -> Launcher:
+    """With a GPU's tiles also where the interpreter runs them."""
+    return Launcher(architecture(torch.device(DEVICE)) if DEVICE == "cuda" else "sm_80")
 
 
 def packed(parts: list[torch.Tensor]) -> torch.Tensor:

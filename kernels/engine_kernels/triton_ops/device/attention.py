@@ -45,7 +45,7 @@ def store_matrix(base, rows, there, stride, matrix, D: tl.constexpr, DP: tl.cons
     tl.store(base + rows[:, None] * stride + columns[None, :], matrix.to(base.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows", "persistent", "chunk", "splits", "reach", "pitch"])
+@triton.jit(do_not_specialize=["rows", "persistent", "chunk", "splits", "tables", "reach", "pitch"])
 def attend_constants(
     query,  # [rows, H, D]
     position_bias,  # [H, D] float32
@@ -60,6 +60,7 @@ def attend_constants(
     persistent,  # N
     chunk,  # persistent vectors of a split, a multiple of BN
     splits,
+    tables,  # of distances: one for each head, or one for all
     reach,  # W
     pitch,  # of a row of scores, in units of 16
     D: tl.constexpr,
@@ -67,7 +68,6 @@ def attend_constants(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BIASED: tl.constexpr,
-    SHARED: tl.constexpr,  # distances shared by the heads
     WHOLE: tl.constexpr,  # N is a multiple of BN
 ):
     """Programs (row tile, part, head): parts below `splits` run over persistent vectors, those above form the scores by distance."""
@@ -111,8 +111,8 @@ def attend_constants(
         q = load_query(query, position_bias, row, there, head, heads, D, DP, BIASED)
         column = (part - splits) * BN + tl.arange(0, BN)
         inside = column < reach
-        base = 0 if SHARED else head.to(tl.int64) * reach * D
-        r = load_matrix(distances + base, reach - 1 - column, inside, D, D, DP)
+        table = distances + tl.minimum(head, tables - 1).to(tl.int64) * reach * D
+        r = load_matrix(table, reach - 1 - column, inside, D, D, DP)
         s = tl.dot(q, tl.trans(r), input_precision="ieee")
         width = pitch * 16
         at = scores + head.to(tl.int64) * rows * width + row[:, None].to(tl.int64) * width + column[None, :]
@@ -120,17 +120,40 @@ def attend_constants(
 
 
 @triton.jit
-def see_keys(q, k, v, by_distance, near, limit, first, span, ramp, peak, total, kept, out, D: tl.constexpr, SPANS: tl.constexpr):
-    """One block of keys [BN, DP] into the states of the rows [BM, DP]; near [BM, BN] = distance - first, visible in 0 .. limit - 1 [BM]."""
-    s = (tl.dot(q, tl.trans(k), input_precision="ieee") + by_distance) * (LOG2E / D**0.5)
-    s = tl.where((near >= 0) & (near < limit[:, None]), s, -float("inf"))
+def see_keys(
+    q,  # [BM, DP]
+    k,  # [BN, DP]
+    v,
+    j,  # [BN]: the keys' places, counted from the first new row of the sequence
+    newest,  # [BM]: the last key each row sees
+    oldest,  # [BM]: the first
+    skewed,  # the score of the tile's first row and key 0 by distance
+    pitch,  # between the scores of rows, less the one place their keys move on
+    nearest,  # what distance is at key newest
+    span,
+    ramp,
+    state,  # peak, total, kept [BM], out [BM, DP]
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    SPANS: tl.constexpr,
+):
+    """One block of keys into the states of a tile's rows."""
+    peak, total, kept, out = state
+    s = tl.dot(q, tl.trans(k), input_precision="ieee")
+    visible = (j[None, :] <= newest[:, None]) & (j[None, :] >= oldest[:, None])
+    if RELATIVE:
+        at = (tl.arange(0, BM) * pitch)[:, None] + j[None, :]
+        s += tl.load(skewed + at, mask=visible, other=0.0).to(tl.float32)
+    s = tl.where(visible, s * (LOG2E / D**0.5), -float("inf"))
     top = tl.maximum(peak, tl.max(s, 1))
     level = tl.where(top == -float("inf"), 0.0, top)  # a row that has seen nothing yet
     p = tl.math.exp2(s - level[:, None])
     fade = tl.math.exp2(peak - level)
     total = total * fade + tl.sum(p, 1)
     if SPANS:
-        p = p * tl.minimum(tl.maximum((1.0 - (near + first).to(tl.float32) + span) / ramp + 1.0, 0.0), 1.0)
+        distance = (newest[:, None] - j[None, :] + nearest).to(tl.float32)
+        p = p * tl.minimum(tl.maximum((1.0 - distance + span) / ramp + 1.0, 0.0), 1.0)
         kept = kept * fade + tl.sum(p, 1)
     out = tl.dot(p.to(v.dtype), v, out * fade[:, None], input_precision="ieee")
     return top, total, kept, out
@@ -154,7 +177,7 @@ def attend_rows(
     first_rows,  # [sequences]: where a sequence's rows begin in the packed ones
     lengths,  # [sequences]
     slots,  # [sequences]
-    offsets,  # [sequences]: where the ring holds the key of row 0 less its capacity; key j < 0 stands at (offset + j) mod capacity
+    offsets,  # [sequences]: the key of row j < 0 stands in slot (offset + j) mod capacity of its ring
     positions,  # [sequences]: of row 0
     attended,  # [rows, H, D]: the result
     rows,
@@ -183,7 +206,7 @@ def attend_rows(
     start = tl.load(tile_row + tile).to(tl.int32)
     length = tl.load(lengths + sequence).to(tl.int32)
     position = tl.load(positions + sequence).to(tl.int64)
-    offset = tl.load(offsets + sequence).to(tl.int32)
+    offset = (tl.load(offsets + sequence) % capacity).to(tl.int32)
     ring = (tl.load(slots + sequence).to(tl.int64) * heads + head) * capacity * D
     packed = tl.load(first_rows + sequence).to(tl.int64)  # row 0 of the sequence
     time = start + tl.arange(0, BM)
@@ -201,46 +224,42 @@ def attend_rows(
     total = tl.zeros([BM], tl.float32)
     out = tl.zeros([BM, DP], tl.float32)
     for split in range(0, splits):
-        state = (split * heads + head).to(tl.int64) * rows + packed
-        other = tl.load(peaks + state + time, mask=there, other=0.0)
+        at = (split * heads + head).to(tl.int64) * rows + packed
+        other = tl.load(peaks + at + time, mask=there, other=0.0)
         top = tl.maximum(peak, other)
         fade, rise = tl.math.exp2(peak - top), tl.math.exp2(other - top)
-        total = total * fade + tl.load(totals + state + time, mask=there, other=0.0) * rise
-        out = out * fade[:, None] + load_matrix(outs + state * D, time, there, D, D, DP) * rise[:, None]
+        total = total * fade + tl.load(totals + at + time, mask=there, other=0.0) * rise
+        out = out * fade[:, None] + load_matrix(outs + at * D, time, there, D, D, DP) * rise[:, None]
         peak = top
-    kept = total
     span = tl.load(spans + head) if SPANS else 0.0
 
-    # The key of row j is at nearness time - j - first; a row's scores by distance end at nearness 0, column reach - 1.
+    # Row `time` sees keys oldest .. newest; its scores by distance end, at nearness 0, in column reach - 1.
+    newest = time - first
+    oldest = newest - limit + 1
+    last = tl.minimum(start + BM, length) - 1 - first  # what any row of the tile sees
+    earliest = start - first - tl.max(limit, 0) + 1
     width = pitch * 16
+    skewed = scores
     if RELATIVE:
-        skewed = scores + (head.to(tl.int64) * rows + packed) * width + time[:, None].to(tl.int64) * (width - 1) + (reach - 1 + first)
-    nearest = tl.minimum(start + BM, length) - 1 - first  # last key any row of the tile sees
-    farthest = start - first - tl.max(limit, 0) + 1
-    for block in range(-tl.cdiv(tl.maximum(-farthest, 0), BN), 0):
+        skewed += (head.to(tl.int64) * rows + packed + start) * width + (reach - 1 + first - start)
+    state = (peak, total, total, out)
+    for block in range(-tl.cdiv(tl.maximum(-earliest, 0), BN), 0):
         j = block * BN + tl.arange(0, BN)
-        near = time[:, None] - first - j[None, :]
-        inside = (j < 0) & (j >= farthest)  # what nobody sees may be anything, and zero times NaN is NaN
+        inside = (j < 0) & (j >= earliest)  # what nobody sees may be anything, and zero times NaN is NaN
         slot = offset + j
         slot = tl.where(slot < 0, slot + capacity, slot)
         k = load_matrix(past_keys + ring, slot, inside, D, D, DP)
         v = load_matrix(past_values + ring, slot, inside, D, D, DP)
-        by_distance = 0.0
-        if RELATIVE:
-            by_distance = tl.load(skewed + j[None, :], mask=(near >= 0) & (near < limit[:, None]), other=0.0).to(tl.float32)
-        peak, total, kept, out = see_keys(q, k, v, by_distance, near, limit, first, span, ramp, peak, total, kept, out, D, SPANS)
-    for block in range(tl.maximum(farthest, 0) // BN, (nearest + BN) // BN):
+        state = see_keys(q, k, v, j, newest, oldest, skewed, width - 1, first, span, ramp, state, D, BM, RELATIVE, SPANS)
+    new = (packed * heads + head) * D
+    for block in range(tl.maximum(earliest, 0) // BN, (last + BN) // BN):
         j = block * BN + tl.arange(0, BN)
-        near = time[:, None] - first - j[None, :]
-        inside = (j >= farthest) & (j <= nearest)
-        new = packed * heads * D + head * D
+        inside = (j >= earliest) & (j <= last)
         k = load_matrix(keys + new, j, inside, heads * D, D, DP)
         v = load_matrix(values + new, j, inside, heads * D, D, DP)
-        by_distance = 0.0
-        if RELATIVE:
-            by_distance = tl.load(skewed + j[None, :], mask=(near >= 0) & (near < limit[:, None]), other=0.0).to(tl.float32)
-        peak, total, kept, out = see_keys(q, k, v, by_distance, near, limit, first, span, ramp, peak, total, kept, out, D, SPANS)
+        state = see_keys(q, k, v, j, newest, oldest, skewed, width - 1, first, span, ramp, state, D, BM, RELATIVE, SPANS)
 
+    peak, total, kept, out = state
     share = kept + 1e-8 * total if SPANS else total
     share = tl.where(there, share, 1.0)
     store_matrix(attended + packed * heads * D + head * D, time, there, heads * D, out / share[:, None], D, DP)
