@@ -31,10 +31,20 @@ class DecodeSteps:
 
     def __call__(self, hidden: torch.Tensor, slots: np.ndarray, positions: np.ndarray) -> torch.Tensor:
         """hidden [rows, hidden] float32 of sequences in slots at positions [rows] → the same after all layers."""
-        size = bucket(len(hidden))
+        return self._step(len(hidden))(hidden, slots, positions)
+
+    def replay(self, rows: int) -> Callable[[], None]:
+        """A step of the bucket of `rows` rows, all of the spare slot."""
+        step = self._step(rows)
+        nothing = np.zeros(0, np.int64)
+        step(torch.zeros((0, self._hidden), device=self._device), nothing, nothing)
+        return step.run
+
+    def _step(self, rows: int) -> _Step:
+        size = bucket(rows)
         if size not in self._steps:
             self._steps[size] = _Step(self._layers, size, self._hidden, self._spare, self._device)
-        return self._steps[size](hidden, slots, positions)
+        return self._steps[size]
 
     def forget(self) -> None:
         """Drop what was captured: the rings have moved."""
@@ -65,11 +75,15 @@ class _Step:
         places[:, : len(slots)] = slots, positions
         self._places.copy_(torch.from_numpy(places))
         self._hidden[: len(hidden)] = hidden
+        self.run()
+        return self._out[: len(hidden)].clone()  # the next replay writes over it
+
+    def run(self) -> None:
+        """The layers over what the buffers hold."""
         if self._graph is None:
             self._out = self._layers(self._hidden, self._rows)
         else:
             self._graph.replay()
-        return self._out[: len(hidden)].clone()  # the next replay writes over it
 
     def _capture(self) -> None:
         """Run once aside, so that every kernel is compiled, then record; all rows are the spare slot's."""

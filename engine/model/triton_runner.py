@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,16 @@ class TritonRunner:
         self._last_launches = self.launch.calls.total() - before
         return hidden
 
+    def decode_step(self, rows: int) -> Callable[[], None]:
+        """One pass of the layers over `rows` rows of a slot that is nobody's, without embedding and vocabulary; for benchmarks."""
+        return self._decode.replay(rows)
+
+    def bytes_of_a_step(self, rows: int) -> int:
+        """What the layers' kernels cannot but read for one row of each of `rows` sequences: weights once, rings once each."""
+        weights = sum(layer.weight_bytes for layer in self.layers)
+        rings = sum(2 * layer.qkv[0, :, :, 0].numel() * layer.see.reach * layer.qkv.element_size() for layer in self.layers if layer.start)
+        return weights + rows * rings
+
     def describe(self) -> dict[str, Any]:
         return {
             "operations": "engine_kernels.triton_ops",
@@ -110,6 +121,7 @@ class TritonLayer:
     def __init__(self, plan: LayerPlan, weights: dict[str, torch.Tensor], launch: Launcher) -> None:
         self.plan = plan
         self.launch = launch
+        self.weight_bytes = sum(tensor.nbytes for tensor in weights.values())
         self.start: Start | None = None  # a layer without heads keeps nothing
         self.output_bias = weights.get("attention.output_bias")
         self.attention_norm = Norm(weights["attention_norm"], weights["attention_norm_bias"], plan.norm_eps)
