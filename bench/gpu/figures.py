@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from bench.cases import S1, TINY, Geometry
 from engine.errors import EngineError, Problem
 from engine_kernels.testing import difference, tolerance
-from engine_kernels.triton_ops.launch import Launcher, architecture
+from engine_kernels.triton_ops.launch import Launcher, launcher
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Run:
         return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[self.dtype]
 
     def launcher(self) -> Launcher:
-        return Launcher(architecture(self.device))
+        return launcher(self.device)
 
     def add(self, section: str, case: str, **numbers: Any) -> None:
         self.figures.append({"section": section, "case": case, **numbers})

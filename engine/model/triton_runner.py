@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from engine.model.triton_graphs import DecodeSteps
 from engine.model.triton_rows import Rows
 from engine_kernels.backends import interpreted
 from engine_kernels.triton_ops.attention import attend_constants, attend_ring, attend_rows
-from engine_kernels.triton_ops.launch import Launcher, architecture
+from engine_kernels.triton_ops.launch import Launcher, launcher
 from engine_kernels.triton_ops.projections import Norm, normalise, project, project_heads, write_rings
 
 
@@ -42,7 +43,7 @@ class TritonRunner:
     def __init__(self, stack: Stack, folded: Folded, dtype: torch.dtype, device: torch.device) -> None:
         self.stack = stack
         self.device = device
-        self.launch = Launcher(architecture(device))
+        self.launch = launcher(device)
         self.layers = [
             TritonLayer(plan, tensors_of(arrays, dtype, device), self.launch)
             for plan, arrays in zip(stack.layers, folded.layers, strict=True)
@@ -74,7 +75,7 @@ class TritonRunner:
         self._slots.close(slot)
 
     def step(self, batch: Batch) -> StepResult:
-        with torch.no_grad():
+        with torch.no_grad(), self._on_device():
             self._slots.advance(batch)
             hidden = self.vocabulary.embed(torch.from_numpy(batch.ids).to(self.device))  # [rows, hidden]
             if batch.tap is None and len(batch.ids) == len(batch.slots):
@@ -84,6 +85,10 @@ class TritonRunner:
                 hidden = self._all_layers(hidden, Rows.of(batch, self.device), batch)
             last_rows = torch.from_numpy(np.cumsum(batch.lengths) - 1).to(self.device)
             return self.vocabulary.result(self.vocabulary.finish(hidden), batch, last_rows)
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Triton starts kernels on PyTorch's current device."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def _all_layers(self, hidden: torch.Tensor, rows: Rows, tapped: Batch | None = None) -> torch.Tensor:
         """hidden [rows, hidden] through all layers; `tapped` is told of each."""

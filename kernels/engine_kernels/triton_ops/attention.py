@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from engine_kernels.ops import AttentionTables, Visibility
 from engine_kernels.triton_ops.device import attention as kernels
@@ -59,14 +60,16 @@ def attend_constants(launch: Launcher, query: torch.Tensor, tables: Tables, see:
     totals = new((parts, heads, rows), dtype=torch.float32)
     scores = new((heads, rows, 16 * pitch)) if distance_tables else None
     grid = (-(-rows // tile.rows), parts + (-(-see.reach // tile.keys) if distance_tables else 0), heads)
+    whole = persistent % tile.keys == 0
+    described = launch.tiles.descriptors and whole and persistent > 0 and head_dim == padded(head_dim) and query.element_size() == 2
     launch(
         kernels.attend_constants,
         grid,
         tile,
         query,
         tables.position_bias,
-        tables.persistent_keys,
-        tables.persistent_values,
+        _described(tables.persistent_keys, tile) if described else tables.persistent_keys,
+        _described(tables.persistent_values, tile) if described else tables.persistent_values,
         tables.distances,
         outs,
         peaks,
@@ -84,9 +87,17 @@ def attend_constants(launch: Launcher, query: torch.Tensor, tables: Tables, see:
         BM=tile.rows,
         BN=tile.keys,
         BIASED=tables.position_bias is not None,
-        WHOLE=persistent % tile.keys == 0,
+        WHOLE=whole,
+        DESCRIBED=described,
     )
     return Constants(outs, peaks, totals, scores, parts, pitch)
+
+
+def _described(vectors: torch.Tensor | None, tile: Tile) -> TensorDescriptor:
+    """[H, N, D] for the tensor memory unit, as [H · N, D] in blocks of the tile's keys."""
+    assert vectors is not None
+    head_dim = vectors.shape[2]
+    return TensorDescriptor(vectors, [vectors.shape[0] * vectors.shape[1], head_dim], [head_dim, 1], [tile.keys, head_dim])
 
 
 def row_tiles(lengths: np.ndarray, tile: Tile, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from engine_kernels.triton_ops import device_tiles
 from engine_kernels.triton_ops.tiles import Tile, for_architecture
 
 
@@ -28,6 +29,14 @@ class Launcher:
     def start(self, kernel: Any, grid: tuple[int, ...], tile: Tile, *arguments: Any, **constants: Any) -> None:
         """What a call does once counted; ahead-of-time compilation puts another in its place."""
         kernel[grid](*arguments, **constants, num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True)
+
+
+def launcher(device: torch.device) -> Launcher:
+    """A launcher for a device, with its own tiles where they were measured; raises KernelError for a file of them that cannot be used."""
+    launch = Launcher(architecture(device))
+    if device.type != "cpu":
+        launch.tiles = device_tiles.read(torch.cuda.get_device_name(device), launch.architecture)
+    return launch
 
 
 def architecture(device: torch.device) -> str:

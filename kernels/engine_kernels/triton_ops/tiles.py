@@ -32,6 +32,7 @@ class Tiles:
     project: Table
     copy: Table
     norm: Table
+    descriptors: bool = False  # the architecture has a tensor memory unit, which loads whole blocks by their descriptors
 
 
 # float32 has no matrix instructions at full precision and so small tiles.
@@ -53,7 +54,7 @@ COPY: Table = dict.fromkeys((2, 4), ((16, Tile(1, 1, 1, 1)), (inf, Tile(16, 1, 4
 NORM: Table = dict.fromkeys((2, 4), ((64, Tile(1, 512, 4, 1)), (inf, Tile(4, 512, 4, 1))))
 
 GENERAL = Tiles(CONSTANTS, ROWS, RING, PROJECT, COPY, NORM)
-HOPPER = replace(GENERAL, rows={**ROWS, 2: ((16, Tile(16, 64, 4, 2)), (inf, Tile(64, 64, 4, 2)))})
+HOPPER = replace(GENERAL, rows={**ROWS, 2: ((16, Tile(16, 64, 4, 2)), (inf, Tile(64, 64, 4, 2)))}, descriptors=True)
 # The interpreter pays by the operation, whatever its size.
 LARGE: Table = dict.fromkeys((2, 4), ((16, Tile(16, 128, 4, 1)), (64, Tile(64, 128, 4, 1)), (inf, Tile(128, 128, 4, 1))))
 INTERPRETER = Tiles(

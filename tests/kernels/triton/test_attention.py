@@ -62,6 +62,16 @@ def compare(case: Case) -> None:
     check(case, found[:, :, None], inputs, "attend_cached")
 
 
+@pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.get_device_capability()[0] < 9, reason="this GPU has no tensor memory unit")
+def test_descriptors_of_the_persistent_vectors_keep_to_the_oracle() -> None:
+    """What Hopper's tensor memory unit would load, by the same call: blocks of the second head begin where the first's end."""
+    case = Case(heads=2, rows=3, head_dim=16, persistent=128, dtype="float16")
+    inputs, launch = draw(case), Launcher("sm_90")
+    found = TritonOps(launch).attend(inputs.query, inputs.keys, inputs.values, inputs.positions, inputs.tables, case.see)
+    assert launch.tiles.descriptors
+    check(case, found, inputs, "described")
+
+
 def test_many_rows_of_one_query_batch_take_fewer_splits() -> None:
     """70 rows make tiles of another size than 2 rows do; both must hold."""
     case = Case(batch=70, rows=1, heads=1, persistent=300, window=5, dtype="float16")

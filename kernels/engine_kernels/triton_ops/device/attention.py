@@ -69,6 +69,7 @@ def attend_constants(
     BN: tl.constexpr,
     BIASED: tl.constexpr,
     WHOLE: tl.constexpr,  # N is a multiple of BN
+    DESCRIBED: tl.constexpr,  # persistent_keys and persistent_values are descriptors of [H · N, D] with blocks [BN, D]
 ):
     """Programs (row tile, part, head): parts below `splits` run over persistent vectors, those above form the scores by distance."""
     part = tl.program_id(1)
@@ -87,7 +88,10 @@ def attend_constants(
         for start in range(first, last, BN):
             n = start + tl.arange(0, BN)
             inside = n < last
-            if WHOLE and D == DP:
+            if DESCRIBED:
+                k = persistent_keys.load([head * persistent + start, 0])
+                v = persistent_values.load([head * persistent + start, 0])
+            elif WHOLE and D == DP:
                 at = n[:, None] * D + tl.arange(0, DP)[None, :]
                 k = tl.load(persistent_keys + base + at)
                 v = tl.load(persistent_values + base + at)
@@ -132,14 +136,16 @@ def see_keys(
     nearest,  # what distance is at key newest
     span,
     ramp,
-    state,  # peak, total, kept [BM], out [BM, DP]
+    peak,  # [BM]: the rows' states
+    total,
+    kept,
+    out,  # [BM, DP]
     D: tl.constexpr,
     BM: tl.constexpr,
     RELATIVE: tl.constexpr,
     SPANS: tl.constexpr,
 ):
     """One block of keys into the states of a tile's rows."""
-    peak, total, kept, out = state
     s = tl.dot(q, tl.trans(k), input_precision="ieee")
     visible = (j[None, :] <= newest[:, None]) & (j[None, :] >= oldest[:, None])
     if RELATIVE:
@@ -242,7 +248,7 @@ def attend_rows(
     skewed = scores
     if RELATIVE:
         skewed += (head.to(tl.int64) * rows + packed + start) * width + (reach - 1 + first - start)
-    state = (peak, total, total, out)
+    kept = total
     for block in range(-tl.cdiv(tl.maximum(-earliest, 0), BN), 0):
         j = block * BN + tl.arange(0, BN)
         inside = (j < 0) & (j >= earliest)  # what nobody sees may be anything, and zero times NaN is NaN
@@ -250,16 +256,19 @@ def attend_rows(
         slot = tl.where(slot < 0, slot + capacity, slot)
         k = load_matrix(past_keys + ring, slot, inside, D, D, DP)
         v = load_matrix(past_values + ring, slot, inside, D, D, DP)
-        state = see_keys(q, k, v, j, newest, oldest, skewed, width - 1, first, span, ramp, state, D, BM, RELATIVE, SPANS)
+        peak, total, kept, out = see_keys(
+            q, k, v, j, newest, oldest, skewed, width - 1, first, span, ramp, peak, total, kept, out, D, BM, RELATIVE, SPANS
+        )
     new = (packed * heads + head) * D
     for block in range(tl.maximum(earliest, 0) // BN, (last + BN) // BN):
         j = block * BN + tl.arange(0, BN)
         inside = (j >= earliest) & (j <= last)
         k = load_matrix(keys + new, j, inside, heads * D, D, DP)
         v = load_matrix(values + new, j, inside, heads * D, D, DP)
-        state = see_keys(q, k, v, j, newest, oldest, skewed, width - 1, first, span, ramp, state, D, BM, RELATIVE, SPANS)
+        peak, total, kept, out = see_keys(
+            q, k, v, j, newest, oldest, skewed, width - 1, first, span, ramp, peak, total, kept, out, D, BM, RELATIVE, SPANS
+        )
 
-    peak, total, kept, out = state
     share = kept + 1e-8 * total if SPANS else total
     share = tl.where(there, share, 1.0)
     store_matrix(attended + packed * heads * D + head * D, time, there, heads * D, out / share[:, None], D, DP)
