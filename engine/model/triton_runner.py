@@ -1,4 +1,4 @@
-"""The `triton` backend: layers composed from the Triton launchers; embedding and vocabulary are the `torch` backend's."""
+"""The `triton` backend: layers composed from the Triton launchers; the embedding is the `torch` backend's."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from engine.model.runner import Batch, Folded, Limits, Runner, StepResult
 from engine.model.slots import Slots
 from engine.model.torch_cache import Rings, Start
 from engine.model.torch_runner import DTYPES, give_tap, start_of, tables_of, tensors_of, visibility
-from engine.model.torch_vocabulary import TorchVocabulary
 from engine.model.triton_graphs import DecodeSteps
 from engine.model.triton_rows import Rows
+from engine.model.triton_vocabulary import TritonVocabulary
 from engine_kernels.backends import interpreted
 from engine_kernels.triton_ops.attention import attend_constants, attend_ring, attend_rows
 from engine_kernels.triton_ops.launch import Launcher, launcher
@@ -48,7 +48,7 @@ class TritonRunner:
             TritonLayer(plan, tensors_of(arrays, dtype, device), self.launch)
             for plan, arrays in zip(stack.layers, folded.layers, strict=True)
         ]
-        self.vocabulary = TorchVocabulary(stack, tensors_of(folded.model, dtype, device), folded.embedding_scale)
+        self.vocabulary = TritonVocabulary(stack, tensors_of(folded.model, dtype, device), folded.embedding_scale, self.launch)
         self._slots = Slots()
         self._rings = [Rings(layer.start, layer.capacity) if layer.start else None for layer in self.layers]
         self._last_launches = 0

@@ -55,6 +55,8 @@ NORM: Table = dict.fromkeys((2, 4), ((64, Tile(1, 512, 4, 1)), (inf, Tile(4, 512
 
 GENERAL = Tiles(CONSTANTS, ROWS, RING, PROJECT, COPY, NORM)
 HOPPER = replace(GENERAL, rows={**ROWS, 2: ((16, Tile(16, 64, 4, 2)), (inf, Tile(64, 64, 4, 2)))}, descriptors=True)
+# 64 KiB of shared memory: two stages where the others have three.
+AMD = replace(GENERAL, project={**PROJECT, 2: ((16, Tile(16, 32, 4, 2)), (64, Tile(64, 32, 4, 2)), (inf, Tile(128, 64, 8, 2)))})
 # The interpreter pays by the operation, whatever its size.
 LARGE: Table = dict.fromkeys((2, 4), ((16, Tile(16, 128, 4, 1)), (64, Tile(64, 128, 4, 1)), (inf, Tile(128, 128, 4, 1))))
 INTERPRETER = Tiles(
@@ -65,7 +67,7 @@ BY_ARCHITECTURE = {"sm_90": HOPPER, "interpreter": INTERPRETER}
 
 def for_architecture(name: str) -> Tiles:
     """The tables of sm_80, sm_90, gfx942, …, or of the interpreter."""
-    return BY_ARCHITECTURE.get(name, GENERAL)
+    return BY_ARCHITECTURE.get(name, AMD if name.startswith("gfx") else GENERAL)
 
 
 def choose(table: Table, rows: int, bytes_per_number: int) -> Tile:

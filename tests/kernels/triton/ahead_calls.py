@@ -12,8 +12,10 @@ from engine_kernels.ops import AttentionTables, Visibility
 from engine_kernels.triton_ops.attention import Sequences, attend_constants, attend_ring, attend_rows
 from engine_kernels.triton_ops.launch import Launcher
 from engine_kernels.triton_ops.projections import Norm, normalise, project, project_heads, write_rings
+from engine_kernels.triton_ops.vocabulary import score_words
 
 HIDDEN, HEAD_DIM, PERSISTENT, REACH = 512, 64, 2048, 193
+WORDS = 20_000
 SEE = Visibility(REACH, 0, REACH, 0, True)
 
 
@@ -49,6 +51,7 @@ def layer(launch: Launcher, heads: int, dtype: torch.dtype, rows: int) -> None:
     project(launch, query.flatten(1), empty(HIDDEN, heads * HEAD_DIM), empty(HIDDEN), residual=hidden)
     project(launch, hidden, empty(4 * HIDDEN, HIDDEN), empty(4 * HIDDEN), norm=norm, relu=True, dtype=dtype)
     normalise(launch, hidden, norm)
+    score_words(launch, hidden, empty(WORDS, HIDDEN), empty(WORDS), each)
 
 
 CALLS: tuple[Callable[[Launcher], None], ...] = (

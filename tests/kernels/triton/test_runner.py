@@ -12,10 +12,13 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'headcount[gpu]'", exc_type=ImportError)
 
+import torch
+
 import engine
 from engine.model.fold import fold
 from engine.model.plan import compile_stack
-from engine.model.runner import Limits
+from engine.model.runner import Batch, Limits
+from engine.model.torch_vocabulary import TorchVocabulary
 from engine.model.triton_graphs import bucket
 from engine.model.triton_runner import TritonRunner, build
 from engine_kernels.testing import difference
@@ -104,6 +107,21 @@ def test_three_sequences_of_one_row_are_padded_to_four_and_keep_to_the_oracle() 
     assert [bucket(rows) for rows in (1, 3, 4, 200, 256, 257, 1000)] == [1, 4, 4, 256, 256, 512, 1024]
 
 
+@pytest.mark.parametrize("seed", [2, 5, 8, 15, 20, 31])
+def test_scores_of_given_words_in_every_kind_of_vocabulary(seed: int) -> None:
+    """Against the torch backend's vocabulary on the same rows: plain and adaptive, tied, projected, biased, rows without a target."""
+    runner, rng = triton_runner(seed), np.random.default_rng(seed)
+    hidden = torch.from_numpy(rng.standard_normal((70, runner.stack.hidden)).astype(np.float32)).to(runner.device)
+    targets = rng.integers(-1, runner.stack.vocab, 70)
+    places = np.zeros(1, np.int64)
+    batch = Batch(targets, places, places, np.array([70]), "target_nll", targets)
+    last = torch.tensor([69], device=runner.device)
+    found = runner.vocabulary.result(hidden, batch, last).nll
+    wanted = TorchVocabulary.result(runner.vocabulary, hidden, batch, last).nll
+    assert np.array_equal(np.isnan(found), targets < 0)
+    np.testing.assert_allclose(found[targets >= 0], wanted[targets >= 0], rtol=2e-6, atol=2e-6)
+
+
 def test_a_slot_starts_afresh_when_given_out_again_and_when_reset() -> None:
     ids, runner = np.arange(7) % 3, triton_runner(11)
     first = engine_side.whole(runner, ids)
@@ -122,6 +140,7 @@ def test_launches_of_a_step_are_counted_and_none_are_of_layers_without_heads() -
             break
     runner = triton_runner(seed)
     engine_side.whole(runner, np.zeros(1, np.int64))
+    assert "score_words" not in runner.describe()["launches"]  # only scores of given tokens need it
     launches, layers = runner.describe()["launches"], sum(a.heads > 0 for a in attentions)
     assert launches["project_heads"] == launches["attend_ring"] == layers < len(attentions)
     assert runner.describe()["launches_of_last_step"] == sum(launches.values())
