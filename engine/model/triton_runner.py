@@ -1,4 +1,4 @@
-"""The `triton` backend: layers composed from the Triton launchers; the embedding is the `torch` backend's."""
+"""The `triton` backend: layers composed from the Triton launchers."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class TritonRunner:
     def step(self, batch: Batch) -> StepResult:
         with torch.no_grad(), self._on_device():
             self._slots.advance(batch)
-            hidden = self.vocabulary.embed(torch.from_numpy(batch.ids).to(self.device))  # [rows, hidden]
+            hidden = self.vocabulary.embed_tokens(batch.ids)  # [rows, hidden]
             if batch.tap is None and len(batch.ids) == len(batch.slots):
                 hidden = self._decode(hidden, batch.slots, batch.starts)
             else:

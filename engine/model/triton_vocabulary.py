@@ -22,6 +22,20 @@ class TritonVocabulary(TorchVocabulary):
         names = [f"head.{index}.projection" for index in range(len(stack.outputs))]
         self._projections = [weights[name].T.contiguous() if name in weights else None for name in names]  # [width, hidden]
 
+    def embed_tokens(self, ids: np.ndarray) -> torch.Tensor:
+        """ids [rows] on the host, which sorts them into clusters → [rows, hidden] float32; nothing waits for the device."""
+        device = self.weights["embedding.0"].device
+        hidden = torch.empty((len(ids), self.stack.hidden), device=device)
+        for index, cluster in enumerate(self.stack.inputs):
+            inside = np.flatnonzero((ids >= cluster.start) & (ids < cluster.start + cluster.size))
+            if not len(inside):
+                continue
+            rows = self.weights[f"embedding.{index}"][torch.from_numpy(ids[inside] - cluster.start).to(device)]
+            if cluster.projected:
+                rows = project(self._launch, rows, self.weights[f"embedding.{index}.projection"])
+            hidden[torch.from_numpy(inside).to(device)] = rows.float() * self.embedding_scale
+        return hidden
+
     def result(self, hidden: torch.Tensor, batch: Batch, last_rows: torch.Tensor) -> StepResult:
         """What the batch wants of the hidden rows [rows, hidden]."""
         if batch.want != "target_nll":
