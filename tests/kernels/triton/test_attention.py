@@ -15,7 +15,7 @@ import torch
 from engine_kernels.triton_ops.attention import Sequences, attend_constants, attend_ring, attend_rows
 from engine_kernels.triton_ops.launch import Launcher, architecture
 from engine_kernels.triton_ops.ops import TritonOps
-from tests.kernels.triton.attention_cases import DEVICE, DTYPES, Case, check, draw, one_row, ring
+from tests.kernels.triton.attention_cases import DEVICE, DTYPES, Case, Inputs, check, draw, exact, one_row, ring
 
 VARIANTS = {
     "relative": Case(),
@@ -44,14 +44,25 @@ def test_keeps_to_the_oracle(name: str, dtype: str) -> None:
     compare(replace(VARIANTS[name], dtype=dtype))
 
 
+def test_a_span_that_leaves_out_the_loudest_keys_is_renormalised_as_published() -> None:
+    """With the weight all beyond the span, the 1e-8 of arXiv 1905.07799 outweighs what is left of a row."""
+    case = Case(spans=True, first=1, relative="shared", persistent=0, window=17, rows=17)
+    inputs = draw(case)
+    short = replace(inputs.tables, spans=torch.zeros(case.heads, device=DEVICE))
+    inputs = replace(inputs, query=16 * inputs.query, tables=short)
+    sizes = np.abs(exact(case, inputs)).max(axis=3)  # [B, H, T]
+    assert (sizes < 1e-3).any() and (sizes > 0.1).any()  # rows on both sides of it
+    compare(case, inputs)
+
+
 @pytest.mark.parametrize("name", ["relative", "without itself", "spans and segments, nothing constant", "heads of 64"])
 def test_bfloat16_keeps_to_the_oracle(name: str, bfloat16: None) -> None:
     compare(replace(VARIANTS[name], dtype="bfloat16"))
 
 
-def compare(case: Case) -> None:
+def compare(case: Case, inputs: Inputs | None = None) -> None:
     """Many rows at once, then the last of them alone against its ring."""
-    inputs = draw(case)
+    inputs = inputs or draw(case)
     ops = TritonOps(launcher())
     check(case, ops.attend(inputs.query, inputs.keys, inputs.values, inputs.positions, inputs.tables, case.see), inputs, "attend")
     case, inputs = one_row(case, inputs)
