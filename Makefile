@@ -3,7 +3,7 @@ VENV := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest
 CPP := $(shell find kernels/csrc -name '*.cc' -o -name '*.h')
 
-.PHONY: setup demo test lint types check native ci bench clean
+.PHONY: setup demo test lint types check check-full native ci bench clean
 
 setup:
 	@sh tools/setup.sh
@@ -24,6 +24,10 @@ types: setup
 	$(VENV)/stubtest --mypy-config-file pyproject.toml engine_kernels._native
 
 check: lint types test
+
+# Every size × dtype × instruction set of this machine against the float64 oracle: an hour or more. SECONDS=600 stops early, SHARD=2/8 takes a part.
+check-full: setup
+	OMP_NUM_THREADS=1 $(VENV)/python -m tests.kernels.check_full --seconds $(or $(SECONDS),inf) --shard $(or $(SHARD),1/1)
 
 native: setup
 	sh tools/native_stages.sh

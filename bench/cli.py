@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from bench.startup import startup
 from engine.errors import EngineError, InputError, Problem
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 Source = Annotated[str, typer.Argument(metavar="MODEL", help="An engine directory, or any source `headcount convert` accepts.")]
 Backend = Annotated[str, typer.Option("--backend", help="auto, cuda, triton, cpu or torch.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+Quantization = Annotated[str | None, typer.Option("--quantization", help="int8: weights as int8, the rest in --dtype.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads; the backend's own number by default.")]
 Config = Annotated[str | None, typer.Option("--config", help="Configuration of the source, where it does not lie beside it.")]
 Heads = Annotated[str | None, typer.Option("--heads", help="As for convert: heads to prune or keep.")]
@@ -98,6 +100,27 @@ def sparsity(
 
 
 @app.command()
+def cpu(
+    geometry: GeometryName = "s1",
+    work: Annotated[list[str] | None, typer.Option("--work", help="score, decode, share, attention, bandwidth, growth; all.")] = None,
+    kept: Annotated[list[int] | None, typer.Option("--kept", help="Kept heads; every list of the geometry, and all heads.")] = None,
+    peer: Annotated[list[str] | None, typer.Option("--peer", help="Engine, or engine:dtype; ours always take part. All.")] = None,
+    part: Parts = None,
+    batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Sequences of decode; 1, 16 and 64.")] = None,
+    threads: Annotated[list[int] | None, typer.Option("--threads", min=1, help="May be given several times; 1 and 2.")] = None,
+    rounds: Rounds = None,
+    quick: Quick = False,
+    out: Out = None,
+    quiet: Quiet = False,
+) -> None:
+    """Our native kernels beside PyTorch, torch.compile, ONNX Runtime, OpenVINO and the published algorithm, on the same weights."""
+    from bench import cpu_run
+
+    asked = cpu_run.Asked.of(geometry, work, kept, peer, part, batch, threads, rounds, quick)
+    cpu_run.run(asked, _folder(out, quick), quiet=quiet)
+
+
+@app.command()
 def latency(
     model: Source,
     input_len: InputLen = 32,
@@ -110,6 +133,7 @@ def latency(
     heads: Heads = None,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
+    quantization: Quantization = None,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -118,7 +142,7 @@ def latency(
     from bench import serving
 
     lengths, options = serving.Lengths(input_len, output_len), _given(config=config, heads=heads)
-    with engine.load(model, backend=backend, dtype=dtype, threads=threads, **options) as loaded:
+    with engine.load(model, backend=backend, dtype=dtype, quantization=quantization, threads=threads, **options) as loaded:
         gate = serving.require_right(loaded, lengths)
         found = serving.latency(loaded, lengths, batch_size=batch_size, warmup=num_iters_warmup, iterations=num_iters, quiet=quiet)
         about = {"input_len": input_len, "output_len": output_len, "batch_size": batch_size}
@@ -139,6 +163,7 @@ def throughput(
     heads: Heads = None,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
+    quantization: Quantization = None,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -147,7 +172,7 @@ def throughput(
     from bench import serving
 
     lengths, options = serving.Lengths(input_len, output_len), _given(config=config, heads=heads)
-    with engine.load(model, backend=backend, dtype=dtype, threads=threads, **options) as loaded:
+    with engine.load(model, backend=backend, dtype=dtype, quantization=quantization, threads=threads, **options) as loaded:
         gate = serving.require_right(loaded, lengths)
         found = serving.throughput(loaded, lengths, num_prompts=num_prompts, quiet=quiet)
         about = {"input_len": input_len, "output_len": output_len} | serving.described(model, loaded, gate, options)
@@ -230,6 +255,9 @@ def gpu(
     print(run.table(found))
     if found.failed:
         raise EngineError(["gates did not pass, and what they guard has no figure:", *found.failed])
+
+
+app.command()(startup)
 
 
 def _compare(

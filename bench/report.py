@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from bench.rows import Row, read_rows
+from bench import cpu_report
+from bench.cpu_rows import FILE as CPU_FILE
+from bench.cpu_rows import CpuRow
+from bench.rows import Row, read_kind, read_rows
 from engine.errors import CheckpointError, EngineError, Problem
 
 PHASES = {"prefill": "a segment", "decode": "a token"}
@@ -24,7 +27,7 @@ def update(text: str, results: Path, *, source: str) -> str:
     tables = {name: TABLES[name](results) for name in opened if name in TABLES}
     problems.extend(Problem(f"bench:{name}", "rows to make it from", "none") for name, table in tables.items() if not table)
     if problems:
-        raise EngineError(problems, source=source, hint="make rows with `python -m bench s1`")
+        raise EngineError(problems, source=source, hint="make rows with `python -m bench s1` or `cpu`")
     for name, table in tables.items():
         pair = re.compile(rf"(<!-- bench:{name} -->\n).*?(<!-- /bench:{name} -->)", re.DOTALL)
         text = pair.sub(lambda found, table=table: f"{found[1]}{table}{found[2]}", text)  # type: ignore[misc]
@@ -103,11 +106,17 @@ def _part(file: str, part: str, results: Path) -> str:
     return speedups(row for row in read_rows(results / file) if row.part == part)
 
 
+def _cpu(table: Callable[[Iterable[CpuRow]], str], results: Path) -> str:
+    return table(read_kind(results / CPU_FILE, CpuRow))
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "s1-layers": partial(_part, "s1.jsonl", "layers"),
     "s1-model": partial(_part, "s1.jsonl", "model"),
     "sparsity-layers": partial(_part, "sparsity.jsonl", "layers"),
     "sparsity-model": partial(_part, "sparsity.jsonl", "model"),
+    "cpu-targets": partial(_cpu, cpu_report.targets),
+    "cpu-peers": partial(_cpu, cpu_report.peers),
 }
 
 

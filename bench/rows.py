@@ -8,11 +8,20 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from engine.environment import environment
 from engine.errors import CheckpointError, EngineError, Problem
 
+
+class Keyed(Protocol):
+    """A dataclass of one measurement."""
+
+    @property
+    def key(self) -> tuple[object, ...]: ...
+
+
+Kind = TypeVar("Kind", bound=Keyed)
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 
@@ -99,10 +108,15 @@ def _git(*arguments: str) -> str | None:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a file, none where there is no file; raises CheckpointError for a line that is not a row."""
+    return read_kind(path, Row)
+
+
+def read_kind(path: Path, kind: type[Kind]) -> list[Kind]:
+    """read_rows for rows of another dataclass."""
     if not path.exists():
         return []
     rows = []
-    names = {field.name for field in fields(Row)}
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             value = json.loads(line)
@@ -112,15 +126,15 @@ def read_rows(path: Path) -> list[Row]:
         if found != names:
             differs = ", ".join(sorted(found ^ names))
             raise CheckpointError(Problem(f"{path.name}, line {number}", "the fields of a row, all and no other", f"differs in {differs}"))
-        rows.append(Row(**value))
+        rows.append(kind(**value))
     return rows
 
 
-def replace_rows(path: Path, tried: Iterable[tuple[object, ...]], rows: Sequence[Row]) -> None:
+def replace_rows(path: Path, tried: Iterable[tuple[object, ...]], rows: Sequence[Kind], kind: type[Kind] = Row) -> None:  # type: ignore[assignment]
     """Write `rows` in place of those with a key in `tried`, whole or not at all: a case whose gate failed keeps no earlier figure."""
     gone = set(tried)
-    kept = [row for row in read_rows(path) if row.key not in gone]
-    text = "".join(json.dumps(asdict(row), allow_nan=False) + "\n" for row in [*kept, *rows])
+    kept = [row for row in read_kind(path, kind) if row.key not in gone]
+    text = "".join(json.dumps(vars(row), allow_nan=False) + "\n" for row in [*kept, *rows])
     temporary = path.with_suffix(".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,8 @@ def _generation_gate(model: Model, lengths: Lengths) -> Gate:
     expected = rows[np.arange(len(ids)), ids]
     apart = difference([token.logprob for token in tokens], expected)
     short_of_best = difference(expected, rows.max(axis=1))
-    dtype = model.explain().dtype
+    explained = model.explain()
+    dtype = explained.dtype if explained.quantization is None else "bfloat16"  # the rule's own dtype for int8
     limit = LOG_PROB_LIMIT if dtype == "float32" else 4 * EPS[dtype] * float(np.abs(expected).max())
     return Gate(float(np.maximum(apart, short_of_best)), limit, "the full forward pass of the same model")
 
@@ -111,6 +112,7 @@ def described(path: str, model: Model, found: Gate, options: dict[str, Any]) -> 
         "heads": [layer.attention.heads for layer in model.spec.layers],
         "backend": explained.backend,
         "dtype": explained.dtype,
+        "quantization": explained.quantization,
         "threads": explained.runner.get("threads"),
         **provenance(),
     }

@@ -15,12 +15,18 @@ PERCENTILES = (10, 25, 50, 75, 90, 99)
 Advance = Callable[[], None]
 
 
-def interleaved(work: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int, advance: Advance) -> dict[str, list[float]]:
-    """Seconds of each call of each engine; sample i of every engine is of the same round. Collections happen between samples."""
+def interleaved(
+    work: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int, advance: Advance, settle: float = 0.0
+) -> dict[str, list[float]]:
+    """Seconds of each call of each engine; sample i of every engine is of the same round. Collections happen between samples.
+
+    settle: seconds of rest before each call, for thread pools of the engine before that wait by spinning.
+    """
     samples: dict[str, list[float]] = {name: [] for name in work}
     for index in range(warmup + rounds):
         for name, run in work.items():
             gc.collect(0)
+            time.sleep(settle)
             gc.disable()
             try:
                 start = time.perf_counter()

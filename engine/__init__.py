@@ -34,13 +34,14 @@ sys.modules[__name__].__class__ = _Package
 
 def __getattr__(name: str) -> Any:
     import importlib
-    import importlib.metadata
 
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     elif name == "errors":
         value = importlib.import_module("engine.errors")
     elif name == "__version__":
+        import importlib.metadata  # slow to import, and load has no use for it
+
         try:
             value = importlib.metadata.version("headcount")
         except importlib.metadata.PackageNotFoundError:

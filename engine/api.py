@@ -1,28 +1,34 @@
-"""load and convert: path → checkpoint → checks → backend → Model."""
+"""load, convert and export: path → checkpoint → checks → backend → Model."""
 
 from __future__ import annotations
 
 import importlib
+import mmap
 import os
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine import checkpoint as checkpoints
 from engine.api_model import Explanation as Explanation
 from engine.api_model import Model as Model
-from engine.checkpoint import Checkpoint
+from engine.checkpoint import Checkpoint, Weights
 from engine.convert import read_source
 from engine.convert.base import ConversionReport
 from engine.convert.heads import read_heads
+from engine.convert.hugging_face_export import ExportReport, export_hugging_face
 from engine.cost import model_cost
-from engine.errors import BackendUnavailable, ConversionError, EngineError, InputError, Problem, SpecMismatch, Unsupported
+from engine.errors import BackendUnavailable, CheckpointError, ConversionError, EngineError, InputError, Problem, SpecMismatch
 from engine.model.fold import fold
+from engine.model.onnx_graph import encoder_graph
 from engine.model.plan import compile_stack
 from engine.model.runner import Limits, Runner
-from engine.surgery import mask, prune
+from engine.surgery import Pruned, mask, prune
 from engine.tokenizer import Tokenizer
 from engine_kernels import backends, native
 from engine_kernels.errors import KernelError
@@ -56,27 +62,33 @@ def load(
     """Load a model from an engine directory, or from any source format, converted in memory.
 
     backend: auto, cuda, triton, cpu or torch; named, it runs or is an error.  dtype: float32, bfloat16, float16 (fp32, bf16, fp16), auto =
-    float32.  threads: processor threads, None = the backend's own number.  heads: as engine.convert.heads.read_heads takes it, intersected
-    with what the model keeps.  check: verify every digest of an engine directory.  config, options: what a source needs beside its file.
+    bfloat16 where backend cpu runs on a processor that multiplies it directly, else float32.  threads: processor threads, None = the
+    backend's own number.  quantization: int8 for every matrix but the embedding and what is tied to it, dtype is then that of all else;
+    backend cpu.  heads: as engine.convert.heads.read_heads takes it, intersected with what the model keeps.  check: verify every digest of
+    an engine directory.  config, options: what a source needs beside its file.
     Raises an EngineError for anything wrong in the path, its files or the arguments.
     """
-    limits = Limits(dtype=_dtype(dtype), device=device, threads=_threads(threads))
-    if quantization is not None:
-        raise Unsupported(Problem("quantization", "None, the only one this version runs", repr(quantization)))
-    choice = _backend(backend, device, limits.dtype)
+    limits = Limits(dtype=_dtype(dtype), device=device, threads=_threads(threads), quantization=_quantization(quantization))
+    _backend(backend, limits, ())  # a name or a device that cannot be is told before a file is read
     checkpoint, _ = _read(path, "auto", config, heads, options, check=check, masked=masked)
     require_finite(checkpoint, str(path))
     stack = compile_stack(checkpoint.spec)
-    _require_memory(checkpoint, limits.dtype, str(path))
+    choice, reason = _backend(backend, limits, stack.features()), "as asked"
+    if dtype == "auto":
+        preferred, reason = backends.preferred_dtype(choice.name)
+        limits = replace(limits, dtype=preferred)
+    _require_memory(checkpoint, limits, str(path))
     tokenizer = None if checkpoint.tokenizer is None else Tokenizer.from_json(checkpoint.tokenizer, source=str(path))
     runner: Runner = importlib.import_module(RUNNERS[choice.name]).build(stack, fold(checkpoint), limits)
+    _release(checkpoint.weights)
     explanation = Explanation(
         path=str(path),
         backend=choice.name,
         refusals=tuple((refusal.name, refusal.reason) for refusal in choice.refusals),
         dtype=limits.dtype,
+        dtype_reason=reason,
         device=str(getattr(runner, "device", device)),
-        quantization=quantization,
+        quantization=limits.quantization,
         runner=runner.describe(),
     )
     return Model(checkpoint, runner, tokenizer, explanation)
@@ -106,6 +118,62 @@ def convert(
     require_finite(checkpoint, str(source))
     checkpoints.save(checkpoint, output, force=force)
     return replace(report, output_dir=str(output))
+
+
+def export_hf(
+    path: AnyPath,
+    output_dir: AnyPath,
+    *,
+    config: AnyPath | Mapping[str, Any] | None = None,
+    heads: Any = None,
+    force: bool = False,
+    **options: Any,
+) -> ExportReport:
+    """Write a model that came from a Hugging Face directory back as transformers 4 writes it, heads cut out and named in `pruned_heads`.
+
+    path: an engine directory or such a source; config, heads, options as for load; force replaces an exported directory. Raises an
+    EngineError, and then nothing was written.
+    """
+    checkpoint = open_checkpoint(path, config=config, heads=heads, **options)
+    output = checkpoints.destination(output_dir)
+    if _inside(Path(path), output):
+        raise ConversionError(Problem("output directory", f"a place that does not hold the source {path}", str(output)))
+    require_finite(checkpoint, str(path))
+    return export_hugging_face(checkpoint, output, force=force)
+
+
+def export_onnx(
+    path: AnyPath,
+    output: AnyPath,
+    *,
+    config: AnyPath | Mapping[str, Any] | None = None,
+    heads: Any = None,
+    force: bool = False,
+    **options: Any,
+) -> Path:
+    """Write an encoder as one .onnx file in float32, each layer with its own number of heads; the path written.
+
+    Inputs input_ids, attention_mask, token_type_ids (where the model has types) int64 [batch, sequence]; output logits, or without a head
+    last_hidden_state. config, heads, options as for load; force replaces a file. Raises an EngineError, and then nothing was written.
+    """
+    target = checkpoints.destination(output)
+    if target.is_dir() or (os.path.lexists(target) and not force):
+        hint = "choose another output file, or replace a file with --force (force=True)"
+        raise CheckpointError(Problem(str(target), "no such file yet", "a directory" if target.is_dir() else "one that exists"), hint=hint)
+    checkpoint = open_checkpoint(path, config=config, heads=heads, **options)
+    require_finite(checkpoint, str(path))
+    data = encoder_graph(compile_stack(checkpoint.spec), fold(checkpoint))
+    temporary = target.with_name(f".{target.name}.headcount-new-{secrets.token_hex(4)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{target}: cannot be written: {error}", hint="nothing was written; choose another output file") from error
+    return target
 
 
 def open_checkpoint(
@@ -172,29 +240,35 @@ def _dtype(name: str) -> str:
     return DTYPES[name]
 
 
+def _quantization(name: str | None) -> str | None:
+    if name is not None and (not isinstance(name, str) or name not in backends.QUANTIZATIONS):
+        raise InputError(Problem("quantization", "None or " + ", ".join(backends.QUANTIZATIONS), repr(name)))
+    return name
+
+
 def _threads(threads: int | None) -> int | None:
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 4096):
         raise InputError(Problem("threads", "an integer of at least 1, or None", repr(threads)))
     return threads
 
 
-def _backend(backend: str, device: str, dtype: str) -> backends.Choice:
-    for name, value in (("backend", backend), ("device", device)):
+def _backend(backend: str, limits: Limits, features: Sequence[str]) -> backends.Choice:
+    for name, value in (("backend", backend), ("device", limits.device)):
         if not isinstance(value, str):
             raise InputError(Problem(name, "a name", repr(value)))
     try:
-        return backends.resolve(backend, device, dtype)
+        return backends.resolve(backend, backends.Wanted(limits.device, limits.dtype, limits.quantization, tuple(features)))
     except KernelError as error:
         raise BackendUnavailable(Problem(error.argument, error.expected, error.got)) from None
 
 
-def _require_memory(checkpoint: Checkpoint, dtype: str, source: str) -> None:
+def _require_memory(checkpoint: Checkpoint, limits: Limits, source: str) -> None:
     """Raise EngineError when weights, one sequence's cache and the rows by distance cannot fit into the machine's memory."""
     try:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return  # a system that does not say
-    cost = model_cost(checkpoint.spec, dtype=dtype, rows=1)
+    cost = model_cost(checkpoint.spec, dtype=limits.dtype, quantization=limits.quantization, rows=1)
     attentions = [layer.attention for layer in checkpoint.spec.layers]
     rows_by_distance = sum(4 * a.heads * a.head_dim * (a.reach or 0) for a in attentions)  # formed at load in float32
     needed = cost.weight_bytes + cost.kv_bytes + rows_by_distance
@@ -203,6 +277,23 @@ def _require_memory(checkpoint: Checkpoint, dtype: str, source: str) -> None:
         expected = f"at most {physical / 2**30:.1f} GiB, the memory of this machine"
         found = f"{needed / 2**30:.1f} GiB: " + ", ".join(f"{size / 2**30:.1f} {what}" for what, size in parts.items())
         raise EngineError(Problem("memory", expected, found), source=source, hint="load it in bfloat16, or keep fewer heads")
+
+
+def _release(weights: Weights) -> None:
+    """Let go of the memory that holds mapped files, now that the backend has its own copy; what is read again comes from the file."""
+    while isinstance(weights, Pruned):
+        weights = weights.whole
+    mapped = {id(file): file for array in weights.values() if (file := _mapping(array)) is not None}
+    for file in mapped.values():
+        file.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapping(array: np.ndarray) -> mmap.mmap | None:
+    """The file an array is mapped from, where it is and the system can be told."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") else None
 
 
 def _inside(source: Path, output: Path) -> bool:

@@ -5,16 +5,33 @@ from __future__ import annotations
 import io
 import math
 import sys
+from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
-from engine.cli_support import encode, parse_options, print_json, progress_bar, read_text, rows_of, spinner
+from engine import cli_export
+from engine.cli_support import (
+    Config,
+    Heads,
+    Json,
+    ModelPath,
+    Quiet,
+    Settings,
+    encode,
+    parse_options,
+    print_json,
+    progress_bar,
+    read_text,
+    rows_of,
+    spinner,
+)
 from engine.errors import EngineError, InputError, Problem
 
 app = typer.Typer(
     name="headcount",
-    help="Run head-pruned Transformers: convert a trained checkpoint, inspect, verify, score, generate, benchmark.",
+    help="Run head-pruned Transformers: convert a trained checkpoint, inspect, verify, score, generate, export, benchmark.",
     no_args_is_help=True,
     rich_markup_mode=None,  # brackets in a help text are brackets
     pretty_exceptions_enable=False,
@@ -22,20 +39,13 @@ app = typer.Typer(
 )
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A trained checkpoint: a file, or a directory holding exactly one.")]
-ModelPath = Annotated[str, typer.Argument(metavar="DIR", help="An engine directory, or any source `convert` accepts.")]
-Config = Annotated[str | None, typer.Option("--config", metavar="FILE", help="Configuration of the source, if not beside it.")]
-Heads = Annotated[
-    str | None, typer.Option("--heads", metavar="FILE", help="JSON {layer: [pruned]}, JSON lists of kept heads, or .npy/.pt.")
-]
 Format = Annotated[str, typer.Option("--format", metavar="NAME", help="Source format; auto recognises it by its tensors.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="A value the source lacks, e.g. mem_length=192.")
-]
 Backend = Annotated[str, typer.Option("--backend", metavar="NAME", help="auto, cuda, triton, cpu or torch.")]
 Dtype = Annotated[str, typer.Option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.")]
+Quantization = Annotated[str | None, typer.Option("--quantization", metavar="NAME", help="int8: weights as int8, the rest in --dtype.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads; the backend's own number by default.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks.")]
+
+app.add_typer(cli_export.app, name="export")
 
 
 @app.command()
@@ -96,31 +106,44 @@ def inspect(
 def verify(
     path: ModelPath,
     against: Annotated[str, typer.Option("--against", metavar="SRC", help="The source; its pruned heads are computed and masked.")],
-    tolerance: Annotated[float, typer.Option("--tolerance", min=0.0, help="Largest difference of a log-probability.")] = 2e-4,
+    tolerance: Annotated[float, typer.Option("--tolerance", min=0.0, help="Largest difference of a log-probability or a logit.")] = 2e-4,
     text: Annotated[str | None, typer.Option("--text", metavar="FILE", help="Compare on this text, not on random tokens.")] = None,
     config: Config = None,
     heads: Heads = None,
     option: Settings = None,
     backend: Backend = "auto",
     dtype: Dtype = "float32",
+    quantization: Quantization = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare a model with its source run in full, layer by layer."""
+    """Compare a model with its source run in full, layer by layer.
+
+    With --text also what bfloat16 and int8 change in the likelihood of that text.
+    """
     options = parse_options(option)
     import engine
+    from engine.precision import compare_precisions, print_precisions
     from engine.verify import MOST_TOKENS, compare, sample_ids
 
-    with spinner("Comparing", quiet), engine.load(path, backend=backend, dtype=dtype, check=True) as model:
-        reference = engine.load(against, backend="torch", dtype="float32", config=config, heads=heads, masked=True, **options)
-        with reference:
-            ids = sample_ids(model) if text is None else [encode(model, read_text(text))[:MOST_TOKENS]]
-            found = compare(model, reference, ids)
+    precisions = []
+    with spinner("Comparing", quiet):
+        with engine.load(path, backend=backend, dtype=dtype, quantization=quantization, check=True) as model:
+            reference = engine.load(against, backend="torch", dtype="float32", config=config, heads=heads, masked=True, **options)
+            with reference:
+                most = model.spec.embedding.most_tokens or MOST_TOKENS
+                ids = sample_ids(model) if text is None else [encode(model, read_text(text))[: min(MOST_TOKENS, most)]]
+                found = compare(model, reference, ids)
+        if text is not None:
+            precisions = compare_precisions(lambda p: engine.load(path, backend=backend, **asdict(p)), lambda model: model.score(ids))
     passed = found.within(tolerance)
     if as_json:
-        print_json({**found.to_dict(), "tolerance": tolerance, "passed": passed})
+        about = {"precisions": [line.to_dict() for line in precisions]} if precisions else {}
+        print_json({**found.to_dict(), "tolerance": tolerance, "passed": passed, **about})
     else:
         found.print(tolerance)
+        if precisions:
+            print_precisions(precisions, len(ids[0]) - 1)
     if not passed:
         if not quiet:
             print("if the model was converted with --heads, --config or --option, give verify the same", file=sys.stderr)
@@ -142,6 +165,7 @@ def generate(
     option: Settings = None,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
+    quantization: Quantization = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -151,7 +175,8 @@ def generate(
 
     words = read_text("-") if prompt == "-" else prompt
     sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop": stop}
-    with engine.load(path, backend=backend, dtype=dtype, threads=threads, config=config, heads=heads, **options) as model:
+    load = partial(engine.load, path, backend=backend, threads=threads, config=config, heads=heads, **options)
+    with load(dtype=dtype, quantization=quantization) as model:
         if as_json:
             done = model.generate(words, max_new_tokens=max_new_tokens, **sampling)
             print_json({"prompt": words, "text": done.text, "ids": list(done.ids), "finish_reason": done.finish_reason, "seed": done.seed})
@@ -175,7 +200,11 @@ def score(
     option: Settings = None,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
+    quantization: Quantization = None,
     threads: Threads = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also in float32, with the change; of bfloat16 and int8 if none is named.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -187,17 +216,35 @@ def score(
     if drop_partial and segment is None:
         raise typer.BadParameter("--drop-partial needs --segment")
     import engine
+    from engine.precision import USUAL, Precision, compare_precisions, print_precisions
+    from engine.runtime.scoring import Score
 
     text = read_text(file)
-    with engine.load(path, backend=backend, dtype=dtype, threads=threads, config=config, heads=heads, **options) as model:
+    load = partial(engine.load, path, backend=backend, threads=threads, config=config, heads=heads, **options)
+    tokens = 0
+
+    def measure(model: engine.Model) -> Score:
+        nonlocal tokens
         ids = rows_of(encode(model, text), batch)
         if drop_partial and segment is not None:
             ids = ids[:, : 1 + (ids.shape[1] - 1) // segment * segment]
         if ids.shape[1] < 2:
             raise InputError(Problem(file, f"at least two tokens in each of {batch} rows", str(ids.shape[1])))
+        tokens = ids.shape[0] * (ids.shape[1] - 1)
         with progress_bar("Scoring", quiet) as progress:
-            result = model.score(ids, segment=segment, progress=progress)
-    tokens = ids.shape[0] * (ids.shape[1] - 1)
+            return model.score(ids, segment=segment, progress=progress)
+
+    chosen = Precision(dtype, quantization)
+    if compare:
+        named = chosen != Precision()
+        found = compare_precisions(lambda p: load(**asdict(p)), measure, [chosen] if named else USUAL, named=named)
+        if as_json:
+            print_json({"tokens": tokens, "precisions": [line.to_dict() for line in found]})
+        else:
+            print_precisions(found, tokens)
+        return
+    with load(**asdict(chosen)) as model:
+        result = measure(model)
     figures = {"tokens": tokens, "nll": result.mean, "ppl": result.ppl, "bits_per_token": result.mean / math.log(2)}
     if as_json:
         print_json(figures)

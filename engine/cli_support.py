@@ -1,4 +1,4 @@
-"""What the verbs share: options of a source, texts, rows of token ids, progress on standard error."""
+"""What the verbs share: arguments, options of a source, texts, rows of token ids, progress on standard error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,18 @@ from engine.errors import InputError, Problem
 
 if TYPE_CHECKING:  # `headcount --help` answers without it
     import numpy as np
+
+
+ModelPath = Annotated[str, typer.Argument(metavar="DIR", help="An engine directory, or any source `convert` accepts.")]
+Config = Annotated[str | None, typer.Option("--config", metavar="FILE", help="Configuration of the source, if not beside it.")]
+Heads = Annotated[
+    str | None, typer.Option("--heads", metavar="FILE", help="JSON {layer: [pruned]}, JSON lists of kept heads, or .npy/.pt.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="A value the source lacks, e.g. mem_length=192.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks.")]
 
 
 def parse_options(pairs: list[str] | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,10 @@ from engine.errors import InputError, Problem
 from engine.spec import Labels, ModelSpec
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+QUANTIZED = re.compile(  # the tensors int8 weights stand in for: what is multiplied with and not looked up
+    r"layers\.\d+\.(attention\.(query|key|value|output|persistent_keys|persistent_values)|feed_forward\.(up|down))"
+    r"|embedding\.\d+\.projection|head\.(\d+|\d+\.projection|clusters)"
+)
 ACTIVATION_BYTES = 4  # activations are float32 whatever the weights are
 CONSTANTS = ("position.frequencies",)  # stored with the weights, not learned
 
@@ -80,6 +85,7 @@ class Cost:
 
     spec: ModelSpec
     dtype: str
+    quantization: str | None
     rows: int
     batch: int
     tile_rows: int
@@ -107,7 +113,7 @@ class Cost:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of every stored tensor in `dtype`, constants included."""
+        """Bytes of every stored tensor in `dtype`, or in int8 with a float32 scale per row, constants included."""
         return self.total.weight_bytes
 
     @property
@@ -133,7 +139,7 @@ class Cost:
         return again.total.prefill
 
     def to_dict(self) -> dict[str, object]:
-        settings = {name: getattr(self, name) for name in ("dtype", "rows", "batch", "tile_rows", "token_counts")}
+        settings = {name: getattr(self, name) for name in ("dtype", "quantization", "rows", "batch", "tile_rows", "token_counts")}
         memory = {name: getattr(self, name) for name in ("kv_bytes_per_token", "kv_bytes", "activation_bytes")}
         return {
             "settings": settings,
@@ -147,6 +153,7 @@ def model_cost(
     spec: ModelSpec,
     *,
     dtype: str = "float32",
+    quantization: str | None = None,
     rows: int = 192,
     batch: int = 1,
     tile_rows: int = 64,
@@ -154,12 +161,14 @@ def model_cost(
 ) -> Cost:
     """The cost of `batch` sequences of `rows` tokens, and of one decoded token each, for weights and caches of `dtype`.
 
+    quantization: None, or int8 for the matrices that are multiplied with and no embedding.
+
     tile_rows: query rows of one attention block, the geometry `executed` counts.  token_counts: tokens of the text per embedding cluster,
     for the projections of an adaptive input; by default every token is in the first cluster.  Raises InputError with every bad argument.
     """
-    _check(spec, dtype, rows, batch, tile_rows, token_counts)
+    _check(spec, dtype, quantization, rows, batch, tile_rows, token_counts)
     size, prefill, decode = BYTES[dtype], Work(rows, tile_rows), Work(1, 1, context=rows)
-    stored = _stored(spec, size)
+    stored = _stored(spec, size, quantization)
     layers = tuple(_layer_cost(spec, index, batch, size, prefill, decode, stored[index]) for index in range(len(spec.layers)))
     outside_prefill = _outside_flops(spec, rows, token_counts)
     outside_decode = _outside_flops(spec, 1, token_counts)
@@ -167,6 +176,7 @@ def model_cost(
     return Cost(
         spec=spec,
         dtype=dtype,
+        quantization=quantization,
         rows=rows,
         batch=batch,
         tile_rows=tile_rows,
@@ -194,20 +204,23 @@ def add_parts(name: str, parts: Iterable[PartCost]) -> PartCost:
 Stored = dict[str, tuple[int, int]]  # part → parameters, bytes
 
 
-def _stored(spec: ModelSpec, size: int) -> dict[int, Stored]:
+def _stored(spec: ModelSpec, size: int, quantization: str | None) -> dict[int, Stored]:
     """Layer index → part → parameters and bytes; -1 is what stands outside the layers."""
     stored: dict[int, Stored] = {index: {} for index in range(-1, len(spec.layers))}
     for name, shape in spec.tensors().items():
         index, part, numbers = int(name.split(".")[1]) if name.startswith("layers.") else -1, part_of(name), math.prod(shape)
         parameters, weight_bytes = stored[index].get(part, (0, 0))
-        stored[index][part] = (parameters + (0 if name in CONSTANTS else numbers), weight_bytes + numbers * size)
+        bytes_here = numbers * size
+        if quantization is not None and QUANTIZED.fullmatch(name):
+            bytes_here = numbers + 4 * (numbers // shape[1 if name.endswith("persistent_values") else -1] if numbers else 0)
+        stored[index][part] = (parameters + (0 if name in CONSTANTS else numbers), weight_bytes + bytes_here)
     return stored
 
 
 def _layer_cost(spec: ModelSpec, index: int, batch: int, size: int, prefill: Work, decode: Work, stored: Stored) -> LayerCost:
     layer = spec.layers[index]
     a = layer.attention
-    kv_bytes_per_token = 2 * a.kv_heads * a.head_dim * size
+    kv_bytes_per_token = 2 * a.kv_heads * a.head_dim * size if a.causal else 0  # an encoder keeps nothing
     return LayerCost(
         index=index,
         heads=a.heads,
@@ -240,10 +253,14 @@ def _numbers(part: PartCost) -> dict[str, object]:
     return {name: value for name, value in asdict(part).items() if name != "name"}
 
 
-def _check(spec: ModelSpec, dtype: str, rows: int, batch: int, tile_rows: int, token_counts: Sequence[float] | None) -> None:
+def _check(
+    spec: ModelSpec, dtype: str, quantization: str | None, rows: int, batch: int, tile_rows: int, token_counts: Sequence[float] | None
+) -> None:
     problems = []
     if dtype not in BYTES:
         problems.append(Problem("dtype", " or ".join(BYTES), repr(dtype)))
+    if quantization not in (None, "int8"):
+        problems.append(Problem("quantization", "None or int8", repr(quantization)))
     for name, value in {"rows": rows, "batch": batch, "tile_rows": tile_rows}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             problems.append(Problem(name, "a positive integer", repr(value)))

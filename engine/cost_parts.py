@@ -160,10 +160,12 @@ def head_flops(spec: ModelSpec, rows: int) -> Flops:
     """The full distribution: every cluster's projection, all its words, and the entries of the further clusters (arXiv 1609.04309)."""
     head = spec.head
     if isinstance(head, Labels):
-        return _dense((1 if head.pooled else rows) * spec.hidden * head.labels)
+        pooler = spec.hidden * spec.hidden if head.pooler else 0
+        return _dense((1 if head.pooled else rows) * (pooler + spec.hidden * head.labels))
     if not isinstance(head, Vocabulary):
         return NONE
     words = sum(c.size * c.width + (spec.hidden * c.width if c.projected else 0) for c in head.clusters)
+    words += spec.hidden * spec.hidden if head.transform else 0
     entry_width = spec.hidden if head.cluster_input == "hidden" else head.clusters[0].width
     return _dense(rows * (words + (len(head.clusters) - 1) * entry_width))
 

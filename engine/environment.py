@@ -8,7 +8,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from engine_kernels.backends import TABLE
+from engine_kernels.backends import TABLE, Probe, Wanted
+from engine_kernels.errors import KernelError
 
 PACKAGES = ("headcount", "numpy", "ml_dtypes", "safetensors", "tokenizers", "torch", "triton")
 INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8")
@@ -22,9 +23,17 @@ def environment() -> dict[str, Any]:
         "processor": _cpu_line("model name"),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "instruction_sets": _instruction_sets(),
-        "backends": {name: probe("auto", "float32", True) or "can run" for name, probe in TABLE},
+        "backends": {name: _state(probe) for name, probe in TABLE},
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _state(probe: Probe) -> str:
+    """Whether a backend can run here, or why not; an ENGINE_CPU_ISA that cannot be, which stops a load, is told as the reason."""
+    try:
+        return probe(Wanted(named=True)) or "can run"
+    except KernelError as error:
+        return str(error)
 
 
 def _cpu_line(key: str) -> str | None:

@@ -40,9 +40,19 @@ class Report:
         """Bytes of all tensors as the checkpoint holds them."""
         return sum(array.nbytes for array in self.checkpoint.weights.values())
 
+    @property
+    def decodes(self) -> bool:
+        """Whether the model runs token by token and keeps keys and values; an encoder does not."""
+        return any(layer.attention.causal for layer in self.spec.layers)
+
     def speedups(self) -> dict[str, float | None]:
         """Dense over this model's needed FLOPs, whole and layers alone; None where nothing is left to compute."""
         ours, dense = inside(self.cost), inside(self.dense)
+        if not self.decodes:
+            return {
+                "prefill": _ratio(self.dense.prefill().needed, self.cost.prefill().needed),
+                "prefill_layers": _ratio(dense.prefill.needed, ours.prefill.needed),
+            }
         return {
             "prefill": _ratio(self.dense.prefill().needed, self.cost.prefill().needed),
             "decode": _ratio(self.dense.decode.needed, self.cost.decode.needed),
@@ -164,18 +174,23 @@ def _layer_table(report: Report) -> Table:
     table.add_column("layer", justify="right", no_wrap=True)
     table.add_column("heads", no_wrap=True)
     table.add_column("kept", overflow="fold")
-    for title in ("params", "KV bytes\na token", f"FLOP\n{cost.rows} tokens", "FLOP\ndecode", "of\ndecode"):
+    decode_titles = ("KV bytes\na token", f"FLOP\n{cost.rows} tokens", "FLOP\ndecode", "of\ndecode")
+    for title in ("params", *(decode_titles if report.decodes else (f"FLOP\n{cost.rows} tokens", "of\nall"))):
         table.add_column(title, justify="right", no_wrap=True)
     width = max(len(str(layer.heads)) for layer in cost.layers)
     for layer, described in zip(cost.layers, report.spec.layers, strict=True):
         bar = f"{heads_bar(layer.heads, layer.source_heads)}  {layer.heads:>{width}}/{layer.source_heads}"
-        table.add_row(str(layer.index), bar, ranges(described.attention.kept), *_cells(cost, layer.total, layer))
-    table.add_row("", "outside", "", *_cells(cost, outside(cost), None), end_section=True)
-    table.add_row("", "total", "", *_cells(cost, cost.total, cost), style="bold")
+        table.add_row(str(layer.index), bar, ranges(described.attention.kept), *_cells(report, layer.total, layer))
+    table.add_row("", "outside", "", *_cells(report, outside(cost), None), end_section=True)
+    table.add_row("", "total", "", *_cells(report, cost.total, cost), style="bold")
     return table
 
 
-def _cells(cost: Cost, part: PartCost, cache: LayerCost | Cost | None) -> list[str]:
+def _cells(report: Report, part: PartCost, cache: LayerCost | Cost | None) -> list[str]:
+    cost = report.cost
+    if not report.decodes:
+        share = part.prefill.needed / max(cost.prefill().needed, 1)
+        return [scaled(part.parameters), scaled(part.prefill.needed), f"{share:.1%}"]
     return [
         scaled(part.parameters),
         "" if cache is None else scaled(cache.kv_bytes_per_token),
@@ -201,12 +216,12 @@ def _totals_table(report: Report) -> Table:
         ("keys and values of a token", "B", dense.kv_bytes_per_token, cost.kv_bytes_per_token),
         ("keys and values of a full window", "B", dense.kv_bytes, cost.kv_bytes),
         ("activations, peak (estimate)", "B", dense.activation_bytes, cost.activation_bytes),
-        (f"prefill of {cost.rows} tokens", "FLOP", dense.prefill().needed, cost.prefill().needed),
+        (f"{'prefill of ' if report.decodes else ''}{cost.rows} tokens", "FLOP", dense.prefill().needed, cost.prefill().needed),
         ("  its layers", "FLOP", dense_inside.prefill.needed, ours_inside.prefill.needed),
         ("decode of a token", "FLOP", dense.decode.needed, cost.decode.needed),
         ("  its layers", "FLOP", dense_inside.decode.needed, ours_inside.decode.needed),
     ]
-    for title, unit, before, after in rows:
+    for title, unit, before, after in rows if report.decodes else [*rows[:2], *rows[4:7]]:
         ratio = _ratio(before, after)
         table.add_row(title, scaled(before, unit), scaled(after, unit), "" if ratio is None else f"{ratio:.2f}×")
     return table

@@ -62,6 +62,7 @@ class Alibi:
 
 
 Position = Table | Sinusoid | SharedTable | Absolute | Rotary | Alibi
+Activation = Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu"]  # gelu is exact (erf), gelu_tanh its usual approximation
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class AttentionSpec:
     bias: bool  # on query, key, value and the relative projection
     output_bias: bool
     scaled: bool  # a head_scale [heads] multiplies each head's output
+    score_scale: float = 1.0  # a factor on the scores besides 1 / √head_dim
 
     @property
     def heads(self) -> int:
@@ -117,7 +119,7 @@ class FeedForward:
     """down(activation(up(x))), or down(activation(gate(x)) · up(x)) when gated."""
 
     width: int
-    activation: Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu"]
+    activation: Activation
     gated: bool
     bias: bool
 
@@ -145,7 +147,11 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Embedding:
-    """Input side: row of the token's cluster, projected, times `scale`; encoders add positions, token types and a norm."""
+    """Input side: row of the token's cluster, projected, times `scale`; encoders add positions, token types and a norm.
+
+    A token at place p of its sequence reads row p + position_offset of `positions`. position_pad: tokens of that id do not count as a place
+    and read row position_offset - 1 (XLM-R).
+    """
 
     clusters: tuple[Cluster, ...]
     scale: float
@@ -153,6 +159,12 @@ class Embedding:
     position_offset: int = 0
     token_types: int = 0
     norm: bool = False
+    position_pad: int | None = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens a sequence may have, as many as there are positions; None = any number."""
+        return self.positions - self.position_offset if self.positions else None
 
 
 @dataclass(frozen=True)
@@ -172,25 +184,29 @@ class Vocabulary:
     """Softmax over the vocabulary: plain with one cluster, adaptive with more.
 
     The first cluster's softmax also holds one entry per further cluster, ascending (aiha-lab) or descending (FAIR, Transformer-XL);
-    those entries read the raw hidden state (aiha-lab) or the first cluster's projection of it.
+    those entries read the raw hidden state (aiha-lab) or the first cluster's projection of it. transform: hidden states first go through a
+    dense layer, this activation and a norm (masked language models).
     """
 
     clusters: tuple[OutputCluster, ...]
     order: Literal["ascending", "descending"]
     cluster_input: Literal["hidden", "projected"]
     bias: bool = True
+    transform: Activation | None = None
 
 
 @variant
 @dataclass(frozen=True)
 class Labels:
-    """Task head of an encoder: `labels` classes per token, or of the pooled first token."""
+    """Task head of an encoder: `labels` classes per token, or of the first token, through a dense layer with activation `pooler`."""
 
     labels: int
     pooled: bool
+    pooler: Literal["tanh", "relu"] | None = None
 
 
 Shapes = dict[str, tuple[int, ...]]
+Task = Literal["causal_lm", "masked_lm", "token_classification", "sequence_classification", "hidden"]
 
 
 @dataclass(frozen=True)
@@ -202,7 +218,7 @@ class ModelSpec:
     layers: tuple[LayerSpec, ...]
     embedding: Embedding
     head: Vocabulary | Labels | None
-    task: Literal["causal_lm", "masked_lm", "token_classification", "sequence_classification", "hidden"]
+    task: Task
     final_norm: bool = False
     version: int = FORMAT_VERSION
 
@@ -342,6 +358,10 @@ def _head_tensors(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
     """A projection is [hidden, width] and used as hidden · projection, the embedding's layout, so that tying needs no transpose."""
     head = spec.head
     if isinstance(head, Vocabulary):
+        if head.transform is not None:
+            yield "head.transform", (spec.hidden, spec.hidden)
+            for name in ("head.transform_bias", "head.transform_norm", "head.transform_norm_bias"):
+                yield name, (spec.hidden,)
         for index, c in enumerate(head.clusters):
             if not c.tied:
                 yield f"head.{index}", (c.size, c.width)
@@ -354,5 +374,8 @@ def _head_tensors(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
             if head.bias:
                 yield "head.clusters_bias", (tails,)
     elif isinstance(head, Labels):
+        if head.pooler is not None:
+            yield "head.pooler", (spec.hidden, spec.hidden)
+            yield "head.pooler_bias", (spec.hidden,)
         yield "head.labels", (head.labels, spec.hidden)
         yield "head.labels_bias", (head.labels,)

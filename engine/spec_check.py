@@ -6,7 +6,18 @@ import math
 from collections.abc import Iterator
 
 from engine.errors import Problem
-from engine.spec import FORMAT_VERSION, AttentionSpec, LayerSpec, ModelSpec, SharedTable, Sinusoid, Table, Vocabulary
+from engine.spec import (
+    FORMAT_VERSION,
+    Absolute,
+    AttentionSpec,
+    Labels,
+    LayerSpec,
+    ModelSpec,
+    SharedTable,
+    Sinusoid,
+    Table,
+    Vocabulary,
+)
 
 MAX_WINDOW = 1 << 24  # a longer ring of keys is a damaged file, not a model
 
@@ -25,8 +36,22 @@ def spec_problems(spec: ModelSpec) -> Iterator[Problem]:
     yield from _embedding_problems(spec)
     if isinstance(spec.head, Vocabulary):
         yield from _vocabulary_problems(spec, spec.head)
-    if spec.task == "causal_lm" and not isinstance(spec.head, Vocabulary):
-        yield Problem("spec.head", "Vocabulary for task causal_lm", type(spec.head).__name__)
+    yield from _task_problems(spec)
+
+
+def _task_problems(spec: ModelSpec) -> Iterator[Problem]:
+    head = spec.head
+    kinds = {"causal_lm": Vocabulary, "masked_lm": Vocabulary, "token_classification": Labels, "sequence_classification": Labels}
+    kind = kinds.get(spec.task, type(None))
+    if not isinstance(head, kind):
+        expected = "none" if spec.task == "hidden" else kind.__name__
+        yield Problem("spec.head", f"{expected} for task {spec.task}", type(head).__name__)
+    elif isinstance(head, Labels):
+        yield from _positive("head", labels=head.labels)
+        if head.pooled != (spec.task == "sequence_classification"):
+            yield Problem("head.pooled", f"{not head.pooled} for task {spec.task}", str(head.pooled))
+        if head.pooler is not None and not head.pooled:
+            yield Problem("head.pooler", "none where every token is classified", head.pooler)
 
 
 def _positive(where: str, **values: int) -> Iterator[Problem]:
@@ -65,6 +90,10 @@ def _attention_problems(where: str, a: AttentionSpec, spec: ModelSpec) -> Iterat
         yield Problem(f"{where}.window", f"at most {a.position.rows} keys, the rows of the position table", str(a.reach))
     if isinstance(a.position, Sinusoid) and (spec.hidden % 2 or (a.position.clamp is not None and a.position.clamp < 1)):
         yield Problem(f"{where}.position", "an even hidden size and a positive clamp", f"{spec.hidden}, {a.position.clamp}")
+    if isinstance(a.position, Absolute) and not spec.embedding.positions:
+        yield Problem(f"{where}.position", "positions in the embedding where attention knows none", "none")
+    if not (math.isfinite(a.score_scale) and a.score_scale > 0):
+        yield Problem(f"{where}.score_scale", "a positive number", str(a.score_scale))
     if a.causal and not a.sees_self and a.start == "empty":
         yield Problem(f"{where}.start", "attended_zeros where a token does not see itself (the first would see nothing)", "empty")
     yield from _span_problems(where, a)
@@ -91,6 +120,14 @@ def _embedding_problems(spec: ModelSpec) -> Iterator[Problem]:
         yield from _positive(f"embedding.{index}", size=c.size, width=c.width)
         if not c.projected and c.width != spec.hidden:
             yield Problem(f"embedding.{index}.width", f"{spec.hidden}, the hidden size, where nothing projects", str(c.width))
+    for name, value in (("positions", e.positions), ("position_offset", e.position_offset), ("token_types", e.token_types)):
+        if value < 0:
+            yield Problem(f"embedding.{name}", "0 or more", str(value))
+    if e.positions and e.position_offset >= e.positions:
+        yield Problem("embedding.position_offset", f"less than the {e.positions} positions", str(e.position_offset))
+    if e.position_pad is not None and not (0 <= e.position_pad < spec.vocab and e.position_offset >= 1):
+        found = f"{e.position_pad} with position_offset {e.position_offset}"
+        yield Problem("embedding.position_pad", f"a token id from 0 to {spec.vocab - 1}, and a position_offset of at least 1", found)
     if sum(c.size for c in e.clusters) != spec.vocab:
         yield Problem("embedding", f"clusters that add up to {spec.vocab} tokens", str(sum(c.size for c in e.clusters)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,26 +22,48 @@ def prune(checkpoint: Checkpoint, kept: Sequence[Sequence[int]], scales: Sequenc
     """The checkpoint with only the heads `kept` of each layer, by the numbers they have in the source model; none is legal.
 
     scales: a factor on each kept head's output, multiplied into what the checkpoint has; factors of 1 add nothing.
+    The result's weights are cut anew each time one is asked for, so that a pruned model does not hold a copy of what it came from.
     Raises InputError for heads the checkpoint does not hold, Unsupported for grouped key/value heads.
     """
     attentions = [layer.attention for layer in checkpoint.spec.layers]
     _refuse_grouped(attentions)
     choice = _checked(attentions, kept, scales)
-    weights = dict(checkpoint.weights)
+    cuts: dict[str, Cut] = {}
     layers = []
     for index, (layer, (heads, factors)) in enumerate(zip(checkpoint.spec.layers, choice, strict=True)):
         attention = layer.attention
         positions = [attention.kept.index(head) for head in heads]
         scaled = attention.scaled or any(factor != 1 for factor in factors)
         prefix = f"layers.{index}.attention."
-        ours = {name.removeprefix(prefix): weights.pop(name) for name in list(weights) if name.startswith(prefix)}
-        weights.update((prefix + name, array) for name, array in _slice(attention, ours, positions, factors if scaled else None))
+        ours = [name.removeprefix(prefix) for name in checkpoint.weights if name.startswith(prefix)]
+        cuts |= {prefix + name: cut for name, cut in _cuts(attention, prefix, ours, positions, factors if scaled else None)}
         spans = None if attention.spans is None else tuple(attention.spans[p] for p in positions)
         attention = replace(attention, kept=heads, kv_of=tuple(range(len(heads))), spans=spans, scaled=scaled)
         layers.append(replace(layer, attention=attention))
     spec = replace(checkpoint.spec, layers=tuple(layers))
     provenance = {**checkpoint.provenance, "kept": [list(heads) for heads, _ in choice]}
-    return replace(checkpoint, spec=spec, weights={name: weights[name] for name in spec.tensors()}, provenance=provenance)
+    return replace(checkpoint, spec=spec, weights=Pruned(checkpoint.weights, list(spec.tensors()), cuts), provenance=provenance)
+
+
+Cut = Callable[[Weights], np.ndarray]  # a tensor, from the tensors it is cut out of
+
+
+class Pruned(Mapping[str, np.ndarray]):
+    """Tensors by name, some of them cut out of `whole` when they are asked for."""
+
+    def __init__(self, whole: Weights, names: Sequence[str], cuts: Mapping[str, Cut]) -> None:
+        self.whole = whole
+        self._cuts: dict[str, Cut | None] = {name: cuts.get(name) for name in names}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        cut = self._cuts[name]
+        return self.whole[name] if cut is None else cut(self.whole)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._cuts)
+
+    def __len__(self) -> int:
+        return len(self._cuts)
 
 
 def mask(checkpoint: Checkpoint, kept: Sequence[Sequence[int]], scales: Sequence[Sequence[float]] | None = None) -> Checkpoint:
@@ -56,24 +78,35 @@ def mask(checkpoint: Checkpoint, kept: Sequence[Sequence[int]], scales: Sequence
     return prune(checkpoint, [a.kept for a in attentions], every)
 
 
-def _slice(a: AttentionSpec, ours: Weights, positions: list[int], factors: tuple[float, ...] | None) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of one attention by their names in the layer, for the heads at `positions`."""
+def _cuts(
+    a: AttentionSpec, prefix: str, ours: Sequence[str], positions: list[int], factors: tuple[float, ...] | None
+) -> Iterator[tuple[str, Cut]]:
+    """How each tensor of one attention, by its name in the layer, is cut for the heads at `positions`; those not named go."""
+
+    def rows(name: str) -> Cut:  # [heads · head_dim, …]
+        def cut(whole: Weights) -> np.ndarray:
+            array = whole[prefix + name]
+            return _take(array.reshape(a.heads, a.head_dim, *array.shape[1:]), positions, 0).reshape(-1, *array.shape[1:])
+
+        return cut
+
+    def columns(whole: Weights) -> np.ndarray:  # [hidden, heads · head_dim]
+        output = whole[prefix + "output"]
+        return _take(output.reshape(-1, a.heads, a.head_dim), positions, 1).reshape(output.shape[0], -1)
+
     if "output_bias" in ours:
-        yield "output_bias", ours["output_bias"]
+        yield "output_bias", lambda whole: whole[prefix + "output_bias"]
     if not positions:
         return
     for name in ROWS:
-        for part in (name, f"{name}_bias"):
-            if part in ours:
-                array = ours[part]  # [heads · head_dim, …]
-                yield part, _take(array.reshape(a.heads, a.head_dim, *array.shape[1:]), positions, 0).reshape(-1, *array.shape[1:])
+        yield from ((part, rows(part)) for part in (name, f"{name}_bias") if part in ours)
     for name in PER_HEAD:
         if name in ours:
-            yield name, _take(ours[name], positions, 0)
+            yield name, lambda whole, name=name: _take(whole[prefix + name], positions, 0)  # type: ignore[misc]
     if factors is not None:
-        yield "head_scale", _scale(ours.get("head_scale"), positions, factors)
-    output = ours["output"]  # [hidden, heads · head_dim]
-    yield "output", _take(output.reshape(-1, a.heads, a.head_dim), positions, 1).reshape(output.shape[0], -1)
+        has_scale = "head_scale" in ours
+        yield "head_scale", lambda whole: _scale(whole[prefix + "head_scale"] if has_scale else None, positions, factors)
+    yield "output", columns
 
 
 def _take(array: np.ndarray, positions: list[int], axis: int) -> np.ndarray:

@@ -59,10 +59,16 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     return _read_shards(path) if path.name.endswith(".json") else _read_file(path)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], seen: Callable[[str, np.ndarray], None] | None = None) -> None:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    seen: Callable[[str, np.ndarray], None] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write arrays of FLOATS, widest first so that each lies aligned; `seen` is called with each contiguous array as it is written."""
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
-    header, offset = {}, 0
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    offset = 0
     for name in order:
         array = tensors[name]
         header[name] = {"dtype": TAGS[array.dtype], "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
@@ -173,8 +179,8 @@ def _entry(name: str, value: Any, problems: list[Problem]) -> _Entry | None:
     tag, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(tag, str) or tag not in DTYPES:
         problems.append(Problem(f"{name}: dtype", "one of " + ", ".join(DTYPES), _shown(tag)))
-    if not _counts(shape, least=1) or len(shape) > MAX_RANK:
-        problems.append(Problem(f"{name}: shape", f"at most {MAX_RANK} positive sizes", _shown(shape)))
+    if not _counts(shape, least=0) or len(shape) > MAX_RANK:  # a layer without heads may be stored as matrices of no rows
+        problems.append(Problem(f"{name}: shape", f"at most {MAX_RANK} sizes", _shown(shape)))
     if not _counts(offsets, least=0) or len(offsets) != 2 or offsets[0] > offsets[1]:
         problems.append(Problem(f"{name}: data_offsets", "a first and a last byte", _shown(offsets)))
     if len(problems) > before:

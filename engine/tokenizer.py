@@ -14,7 +14,7 @@ UNKNOWN = "<unk>"
 
 
 class Tokenizer:
-    """A tokenizer that adds nothing of its own: ids are those of the text alone."""
+    """A tokenizer that adds nothing of its own unless asked: ids are those of the text alone."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -35,13 +35,16 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return int(self._backend.get_vocab_size())
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; raises InputError naming the first character or word that the vocabulary lacks."""
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """Token ids of `text`; raises InputError naming the first character or word that the vocabulary lacks.
+
+        special_tokens: with what an encoder has around a text, such as [CLS] and [SEP].
+        """
         if not isinstance(text, str):
             raise InputError(Problem("text", "text", type(text).__name__))
         try:
             text.encode()
-            return list(self._backend.encode(text, add_special_tokens=False).ids)
+            return list(self._backend.encode(text, add_special_tokens=special_tokens).ids)
         except UnicodeEncodeError as error:
             found = f"half a surrogate pair at position {error.start}"
             raise InputError(Problem("text", "characters that UTF-8 can write", found)) from None

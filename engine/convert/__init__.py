@@ -14,9 +14,10 @@ from typing import Any
 from engine.checkpoint import Checkpoint, validate
 from engine.convert.base import ConversionReport, Converted, Converter
 from engine.convert.heads import read_heads
-from engine.convert.pickles import load_tensors
+from engine.convert.hugging_face_files import files_of, hugging_face_file, load_tensors, names_model_type
+from engine.convert.hugging_face_tokenizer import read_hugging_face_tokenizer
 from engine.convert.source_tokenizer import VOCABULARIES, read_tokenizer
-from engine.errors import ConversionError, Problem
+from engine.errors import ConversionError, InputError, Problem
 from engine.strict_json import parse_json, read_bytes
 from engine.surgery import mask, prune
 
@@ -25,6 +26,7 @@ CONVERTER_VERSION = 1  # raised when the same source would convert to something 
 FORMATS = (  # name, module, other names, tensors it is recognised by
     ("aiha-lab", "engine.convert.aiha", ("aiha",), "layers.0.attn.q_proj.weight.data"),
     ("fair", "engine.convert.fair", ("adaptive-span", "all-attention"), "layers.0.attn.proj_query.weight"),
+    ("huggingface", "engine.convert.hugging_face", ("hf", "transformers"), "encoder.layer.0.attention.self.query.weight"),
     ("transformer-xl", "engine.convert.transformer_xl", ("txl", "transformer-xl-kimiyoung"), "layers.0.dec_attn.qkv_net.weight"),
 )
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
@@ -49,20 +51,27 @@ def read_source(
     file = _checkpoint_file(Path(path))
     given = _json_values(options, "options", file.name)
     loaded = load_tensors(file)
+    if format == "auto" and names_model_type(config, file):
+        format = "huggingface"  # so that a layout nobody knows is told by its model_type
     converter = _converter(format, list(loaded.tensors), file.name)
     settings = _config(config, converter, file)
     vocab = given.pop("vocab", None)
     converted = converter.read(loaded.tensors, settings, given, file)
     _check(converted.checkpoint, file.name)
     chosen = _apply_heads(converted, heads, mask if masked else prune)
-    tokenizer = read_tokenizer(vocab, settings, file, converted.checkpoint.spec.vocab)
+    if converter.name == "huggingface" and not any(layer.attention.heads for layer in chosen.spec.layers):
+        raise InputError(Problem("heads", "at least one head left in the model", "none: all are pruned"), source=file.name)
+    if converter.name == "huggingface" and vocab is None:
+        tokenizer = read_hugging_face_tokenizer(settings["model_type"], file, converted.notes)
+    else:
+        tokenizer = read_tokenizer(vocab, settings, file, converted.checkpoint.spec.vocab)
     kept = tuple(layer.attention.kept for layer in chosen.spec.layers)
     provenance = {
         "format": converter.name,
         "converter_version": CONVERTER_VERSION,
         "headcount_version": _version(),
         "source": file.name,
-        "sha256": _sha256(file),
+        "sha256": _sha256(files_of(file)),
         "options": given,
         "config": {key: value for key, value in settings.items() if key not in VOCABULARIES},
         "training": loaded.extras,
@@ -92,6 +101,8 @@ def _checkpoint_file(path: Path) -> Path:
     try:
         if not path.is_dir():
             return path
+        if (chosen := hugging_face_file(path)) is not None:
+            return chosen
         found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
     except (OSError, ValueError) as error:
         raise ConversionError(Problem("source", "a readable directory", str(error)), source=str(path)) from error
@@ -173,14 +184,16 @@ def _apply_heads(converted: Converted, heads: Any, cut: Callable[..., Checkpoint
         ]
         kept = tuple(tuple(head for head, _ in row) for row in pairs)
         scales = tuple(tuple(scale for _, scale in row) for row in pairs)
-    return cut(converted.checkpoint, kept, scales)
+    chosen = cut(converted.checkpoint, kept, scales)
+    return replace(chosen, weights=dict(chosen.weights))  # cut once: the source's own tensors are in memory, and can go
 
 
-def _sha256(file: Path) -> str:
+def _sha256(files: Sequence[Path]) -> str:
     state = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            state.update(block)
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                state.update(block)
     return state.hexdigest()
 
 

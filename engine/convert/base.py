@@ -59,6 +59,11 @@ class SourceTensors:
         self._reported.add(name)
         return (1,) * rank
 
+    def rows(self, name: str) -> int:
+        """How many rows a matrix has, 0 when it is absent: of a layer that may have no heads."""
+        found = self._tensors.get(name)
+        return found.shape[0] if found is not None and found.ndim == 2 else 0
+
     def size(self, what: str, places: Iterable[tuple[str, int, int]]) -> int:
         """A size that several tensors show, as (name, rank, axis): what most of them say, so that one wrong tensor gives one problem."""
         present = [(self._tensors[name], rank, axis) for name, rank, axis in places if name in self._tensors]
@@ -91,6 +96,13 @@ class SourceTensors:
     def ignore(self, name: str) -> None:
         """Mark a tensor that the engine does not need as seen."""
         self._left.pop(name, None)
+
+    def ignore_outside(self, prefix: str) -> list[str]:
+        """Mark every tensor nobody asked for whose name does not start with `prefix` as seen; their names, sorted."""
+        outside = sorted(name for name in self._left if not name.startswith(prefix))
+        for name in outside:
+            self.ignore(name)
+        return outside
 
     def count(self, prefix: str) -> int:
         """How many consecutive numbers from 0 follow a prefix: count('layers.') of layers.0.x, layers.1.y is 2."""
@@ -153,6 +165,14 @@ class Settings:
             return value
         self._wrong(name, f"an integer of at least {least}", value)
         return least
+
+    def number(self, name: str, default: Any = REQUIRED) -> float:
+        """A finite number."""
+        value = self._value(name, default, "a number")
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30:
+            return float(value)
+        self._wrong(name, "a number", value)
+        return 0.0
 
     def boolean(self, name: str, default: Any = REQUIRED) -> bool:
         value = self._value(name, default, "true or false")

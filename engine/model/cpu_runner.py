@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.errors import BackendUnavailable, EngineError, Problem
 from engine.model.plan import ClusterPlan, LayerPlan, Stack
-from engine.model.runner import Batch, Folded, Limits, NextToken, Runner, StepResult
+from engine.model.runner import Arrays, Batch, Folded, Limits, NextToken, Runner, StepResult, position_rows
 from engine.model.slots import Slots
 from engine_kernels import native
 from engine_kernels.backends import CPU_DTYPES
@@ -34,16 +34,18 @@ class CpuRunner:
 
     def __init__(self, stack: Stack, folded: Folded, limits: Limits) -> None:
         self.stack = stack
-        self._dtype = limits.dtype
+        self._weights = _described(limits)
         self._slots = Slots()
         with _engine_errors():
-            self._model = native.NativeModel(stack.hidden, limits.dtype, limits.threads)
+            self._model = native.NativeModel(stack.hidden, limits.dtype, limits.threads, limits.quantization)
             for plan, arrays in zip(stack.layers, folded.layers, strict=True):
-                self._model.add_layer(_shape(plan), _named(plan, arrays))
+                self._model.add_layer(_shape(plan, both=not stack.causal), _named(plan, arrays))
+            vocabulary, ends = _ends_apart(folded.model)
+            self._model.set_ends(_ends(stack), ends)
             self._model.set_vocabulary(
                 [_cluster(cluster, tied=False) for cluster in stack.inputs],
                 [_cluster(cluster, tied=_tied(stack, folded, index)) for index, cluster in enumerate(stack.outputs)],
-                folded.model,
+                vocabulary,
                 clusters_read_hidden=stack.clusters_read_hidden,
                 final_norm_eps=stack.final_norm_eps,
                 embedding_scale=folded.embedding_scale,
@@ -69,25 +71,40 @@ class CpuRunner:
         self._slots.close(slot)
 
     def step(self, batch: Batch) -> StepResult:
+        slots = batch.slots
         with _engine_errors():
-            self._slots.advance(batch)
-            hidden = self._model.embed(batch.ids)  # [rows, hidden]
+            if self.stack.causal:
+                self._slots.advance(batch)
+            else:  # nothing is kept, so any slots do
+                slots = np.arange(len(batch.lengths))
+                self._model.grow(len(slots))
+            hidden = self._embed(batch)  # [rows, hidden]
             if batch.tap is not None:
                 batch.tap(-1, hidden.copy())
-            taps = self._model.step(hidden, batch.slots, batch.starts, batch.lengths, tapped=batch.tap is not None)
+            taps = self._model.step(hidden, slots, batch.starts, batch.lengths, tapped=batch.tap is not None)
             if batch.tap is not None and taps is not None:
                 for index, stream in enumerate(taps):
                     batch.tap(index, stream)
             self._model.finish(hidden)
             return self._result(hidden, batch)
 
+    def _embed(self, batch: Batch) -> np.ndarray:
+        """[rows, hidden]: the tokens' rows and what the model adds to them."""
+        types = None
+        if self.stack.embedding.token_types:
+            types = np.zeros(len(batch.ids), np.int64) if batch.token_types is None else batch.token_types
+        return self._model.embed(batch.ids, position_rows(batch, self.stack.embedding), types)
+
     def describe(self) -> dict[str, Any]:
         with _engine_errors():
+            held, shared = self._model.weight_bytes()
             return {
                 "operations": "engine_kernels._native",
                 "instruction_set": native.instruction_set(),
                 "threads": self._model.threads,
-                "weights": f"{self._dtype}, packed",
+                **self._weights,
+                "weight_bytes": held,
+                "weight_bytes_shared": shared,  # with other models of this process
                 "caches": "float32",
                 "calls": native.call_counts(),
             }
@@ -96,12 +113,24 @@ class CpuRunner:
         """What the batch wants of the hidden rows [rows, hidden]."""
         if batch.want == "hidden":
             return StepResult(hidden=hidden)
+        if batch.want == "logits":
+            return StepResult(logits=self._logits(hidden, batch))
         if batch.want == "log_probs":
             return StepResult(log_probs=self._log_probs(hidden))
         if batch.want == "next":
             return StepResult(next=CpuNextToken(self._model, hidden[np.cumsum(batch.lengths) - 1]))
         assert batch.targets is not None
         return StepResult(nll=self._model.target_nll(hidden, batch.targets))
+
+    def _logits(self, hidden: np.ndarray, batch: Batch) -> np.ndarray:
+        """Of labels [rows, labels], pooled [sequences, labels]; of the vocabulary [rows, vocab]."""
+        if self.stack.labels is None:
+            if self.stack.transform is not None:
+                self._model.transform(hidden)
+            return self._model.logits(hidden)
+        if self.stack.labels.pooled:
+            hidden = hidden[np.cumsum(batch.lengths) - batch.lengths]
+        return self._model.labels(hidden)
 
     def _log_probs(self, hidden: np.ndarray) -> np.ndarray:
         """[rows, vocab]."""
@@ -129,6 +158,17 @@ class CpuNextToken(NextToken):
             return self._model.tail_log_probs(self._hidden[np.asarray(sequences, np.int64)], cluster)
 
 
+def _described(limits: Limits) -> dict[str, str]:
+    """What the weights are stored as."""
+    if limits.quantization is None:
+        return {"weights": f"{limits.dtype}, packed"}
+    return {
+        "weights": f"{limits.quantization}, a float32 scale per row, packed: projections, persistent keys and values, distances, "
+        "feed-forward, output rows of their own",
+        "not_quantised": f"{limits.dtype}: embedding, output rows tied to it; float32: biases, norms",
+    }
+
+
 @contextmanager
 def _engine_errors() -> Iterator[None]:
     """Native code's refusals as the errors a user of the engine meets."""
@@ -139,7 +179,7 @@ def _engine_errors() -> Iterator[None]:
         raise EngineError(Problem(error.argument, error.expected, error.got), hint=hint) from None
 
 
-def _shape(plan: LayerPlan) -> native.LayerShape:
+def _shape(plan: LayerPlan, *, both: bool = False) -> native.LayerShape:
     a = plan.attention
     return native.LayerShape(
         heads=a.heads if a else 0,
@@ -154,7 +194,28 @@ def _shape(plan: LayerPlan) -> native.LayerShape:
         feed_forward=plan.feed_forward,
         norm_first=plan.norm_first,
         norm_eps=plan.norm_eps,
+        both=both,
+        activation=plan.activation,
     )
+
+
+def _ends(stack: Stack) -> native.EndsShape:
+    return native.EndsShape(
+        positions=stack.embedding.positions,
+        token_types=stack.embedding.token_types,
+        embedding_norm_eps=stack.embedding.norm_eps,
+        transform=stack.transform,
+        transform_eps=stack.transform_eps,
+        labels=stack.labels.labels if stack.labels else 0,
+        pooler=stack.labels.pooler if stack.labels else None,
+    )
+
+
+def _ends_apart(model: Arrays) -> tuple[Arrays, Arrays]:
+    """The arrays of the vocabulary, and those native.EndsShape speaks of."""
+    names = {"embedding.positions", "embedding.token_types", "embedding.norm", "embedding.norm_bias"}
+    ends = {name for name in model if name in names or name.startswith(("head.transform", "head.pooler", "head.labels"))}
+    return {name: model[name] for name in model if name not in ends}, {name: model[name] for name in ends}
 
 
 def _named(plan: LayerPlan, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

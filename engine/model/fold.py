@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import overload
+
 import numpy as np
 
 from engine.checkpoint import Checkpoint, Weights
-from engine.model.runner import Folded
+from engine.model.runner import Arrays, Folded
 from engine.spec import AttentionSpec, LayerSpec, ModelSpec, SharedTable, Sinusoid, Table, Vocabulary
+from engine_kernels import native
 
 
 def fold(checkpoint: Checkpoint) -> Folded:
     """The weights a backend starts from; see runner.Folded for names and products."""
     spec, weights = checkpoint.spec, checkpoint.weights
-    return Folded(
-        model=_model(spec, weights),
-        layers=tuple(_layer(layer, f"layers.{index}.", spec, weights) for index, layer in enumerate(spec.layers)),
-        embedding_scale=spec.embedding.scale,
-    )
+    return Folded(model=_model(spec, weights), layers=_Layers(spec, weights), embedding_scale=spec.embedding.scale)
+
+
+class _Layers(Sequence[Arrays]):
+    """The layers folded one at a time as they are asked for, so that float copies of a whole model never stand beside the packed one."""
+
+    def __init__(self, spec: ModelSpec, weights: Weights) -> None:
+        self._spec = spec
+        self._weights = weights
+
+    def __len__(self) -> int:
+        return len(self._spec.layers)
+
+    @overload
+    def __getitem__(self, index: int) -> Arrays: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Arrays]: ...
+    def __getitem__(self, index: int | slice) -> Arrays | Sequence[Arrays]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = range(len(self))[index]  # raises IndexError
+        return _layer(self._spec.layers[number], f"layers.{number}.", self._spec, self._weights)
 
 
 def _float(array: np.ndarray) -> np.ndarray:
@@ -24,12 +45,11 @@ def _float(array: np.ndarray) -> np.ndarray:
 
 
 def _model(spec: ModelSpec, weights: Weights) -> dict[str, np.ndarray]:
-    model = {name: _float(array) for name, array in weights.items() if name.startswith(("embedding.", "head."))}
+    model = {name: _float(weights[name]) for name in weights if name.startswith(("embedding.", "head."))}
     if spec.final_norm:
         model["final_norm"] = _float(weights["final_norm"]) + np.float32(spec.layers[-1].norm_offset)
         model["final_norm_bias"] = _float(weights["final_norm_bias"])
-    assert isinstance(spec.head, Vocabulary)  # compile_stack refuses other heads
-    for index, cluster in enumerate(spec.head.clusters):
+    for index, cluster in enumerate(spec.head.clusters if isinstance(spec.head, Vocabulary) else ()):
         if cluster.tied:
             name, start, stop = spec.tied_source(index)
             model[f"head.{index}"] = model[name][start:stop]
@@ -39,7 +59,7 @@ def _model(spec: ModelSpec, weights: Weights) -> dict[str, np.ndarray]:
 
 
 def _layer(layer: LayerSpec, prefix: str, spec: ModelSpec, weights: Weights) -> dict[str, np.ndarray]:
-    folded = {name[len(prefix) :]: _float(array) for name, array in weights.items() if name.startswith(prefix)}
+    folded = {name[len(prefix) :]: _float(weights[name]) for name in weights if name.startswith(prefix)}
     for norm in ("attention_norm", "feed_forward_norm"):
         if norm in folded and layer.norm_offset:
             folded[norm] = folded[norm] + np.float32(layer.norm_offset)
@@ -53,6 +73,9 @@ def _fold_attention(folded: dict[str, np.ndarray], layer: LayerSpec, spec: Model
     a = layer.attention
     if a.persistent:
         folded["attention.persistent_values"] = folded["attention.persistent_values"] * np.float32(np.sqrt(a.persistent))
+    for name in ("query", "query_bias"):
+        if a.score_scale != 1 and f"attention.{name}" in folded:
+            folded[f"attention.{name}"] = folded[f"attention.{name}"] * np.float32(a.score_scale)
     if a.scaled:
         columns = np.repeat(folded.pop("attention.head_scale"), a.head_dim)  # [heads * head_dim]
         folded["attention.output"] = folded["attention.output"] * columns
@@ -66,7 +89,8 @@ def _fold_attention(folded: dict[str, np.ndarray], layer: LayerSpec, spec: Model
 
 def _distances(a: AttentionSpec, folded: dict[str, np.ndarray], spec: ModelSpec, weights: Weights) -> np.ndarray | None:
     """[heads, reach, head_dim] of the layer's own projection, or [1, reach, head_dim] of a shared table; row i is distance first + i."""
-    assert a.reach is not None
+    if a.reach is None:
+        return None  # relative positions have a window
     if isinstance(a.position, SharedTable):
         return _float(weights["position.table"][: a.reach])[None]
     if isinstance(a.position, Table):
@@ -75,10 +99,11 @@ def _distances(a: AttentionSpec, folded: dict[str, np.ndarray], spec: ModelSpec,
         rows = sinusoid_rows(_float(weights["position.frequencies"]), a)
     else:
         return None
-    projected = rows @ folded.pop("attention.relative").T  # [reach, heads * head_dim]
+    relative = folded.pop("attention.relative").reshape(a.heads, a.head_dim, -1)
+    projected = np.stack([native.linear(rows, head) for head in relative])  # head by head: the same bits however many are kept
     if a.bias:
-        projected = projected + folded.pop("attention.relative_bias")
-    return np.ascontiguousarray(projected.reshape(a.reach, a.heads, a.head_dim).transpose(1, 0, 2))
+        projected += folded.pop("attention.relative_bias").reshape(a.heads, 1, a.head_dim)
+    return projected
 
 
 def sinusoid_rows(frequencies: np.ndarray, a: AttentionSpec) -> np.ndarray:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.errors import Problem, Unsupported
-from engine.spec import AttentionSpec, LayerSpec, ModelSpec, SharedTable, Sinusoid, Table, Vocabulary
+from engine.spec import Absolute, AttentionSpec, Embedding, Labels, LayerSpec, ModelSpec, SharedTable, Sinusoid, Table, Vocabulary
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
     """One layer's attention with at least one head.
 
+    Bidirectional (causal false): every row sees every row of its sequence, which arrives whole in one step; nothing is kept, and window,
+    segment and reach are 0. Else
     A token at position p sees the keys at distances first_distance .. first_distance + n - 1, where n = window, plus p mod segment where
     segment > 0; never more than reach. Distances beyond p exist (as the projection of zero rows) if attended_zeros, else they do not.
     relative: rows by distance per head, shared by the heads, or none; biased: content and position biases are added to the query.
@@ -30,11 +32,15 @@ class AttentionPlan:
     biased: bool
     spans: tuple[float, ...] | None
     span_ramp: int
+    causal: bool = True
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """attention is None for a layer without heads: its attention output is the output bias alone."""
+    """attention is None for a layer without heads: its attention output is the output bias alone.
+
+    activation of the feed-forward: relu | gelu (exact, by erf) | gelu_tanh | quick_gelu (x · sigmoid(1.702 x)) | silu.
+    """
 
     attention: AttentionPlan | None
     feed_forward: int  # width, 0 = none
@@ -55,8 +61,31 @@ class ClusterPlan:
 
 
 @dataclass(frozen=True)
+class EmbeddingPlan:
+    """What is added to a token's row, then a norm. positions, token_types: rows of the tables, 0 = none; norm_eps None = no norm.
+
+    A token at place p reads row p + offset of the positions; one whose id is `pad` is no place and reads row offset - 1.
+    """
+
+    positions: int = 0
+    offset: int = 0
+    pad: int | None = None
+    token_types: int = 0
+    norm_eps: float | None = None
+
+
+@dataclass(frozen=True)
+class LabelsPlan:
+    """A head of `labels` classes for every row, or if pooled for a sequence's first row, through a dense layer with activation `pooler`."""
+
+    labels: int
+    pooled: bool
+    pooler: str | None
+
+
+@dataclass(frozen=True)
 class Stack:
-    """The whole model as integers: input clusters, layers, output clusters."""
+    """The whole model as integers: embedding, layers, and what reads the last hidden states: output clusters, labels or nothing."""
 
     hidden: int
     vocab: int
@@ -65,28 +94,67 @@ class Stack:
     outputs: tuple[ClusterPlan, ...]
     clusters_read_hidden: bool  # cluster entries read the hidden state, not the first cluster's projection
     final_norm_eps: float | None  # None = no norm after the last layer
+    embedding: EmbeddingPlan = EmbeddingPlan()
+    labels: LabelsPlan | None = None
+    transform: str | None = None  # activation of the dense layer and norm before the output clusters
+    transform_eps: float = 0.0
+    causal: bool = True
+
+    @property
+    def most_rows(self) -> int | None:
+        """Tokens a sequence may have: as many as there are positions; None = any number."""
+        return self.embedding.positions - self.embedding.offset if self.embedding.positions else None
+
+    def features(self) -> tuple[str, ...]:
+        """What a backend must have beside causal attention in a window, relu and the vocabulary."""
+        activations = [layer.activation for layer in self.layers if layer.feed_forward]
+        found = dict.fromkeys(f"{activation} feed-forward" for activation in activations if activation != "relu")
+        if not self.causal:
+            found["bidirectional attention"] = None
+        if self.embedding != EmbeddingPlan():
+            found["positions, token types or a norm in the embedding"] = None
+        if self.labels is not None:
+            found["a head of labels"] = None
+        if self.transform is not None:
+            found["a dense layer before the vocabulary"] = None
+        if self.labels is None and not self.outputs:
+            found["hidden states without a head"] = None
+        return tuple(found)
 
 
 def compile_stack(spec: ModelSpec) -> Stack:
     """The plan of a spec; raises Unsupported naming every variant that nothing implements yet."""
     problems = list(_unsupported(spec))
-    if problems or not isinstance(spec.head, Vocabulary):
-        raise Unsupported(problems, hint="this Headcount runs causal language models; see the support table in README.md")
+    if problems:
+        raise Unsupported(problems, hint="see the support table in README.md for what this Headcount runs")
+    head = spec.head if isinstance(spec.head, Vocabulary) else None
+    labels = spec.head if isinstance(spec.head, Labels) else None
+    embedding = _embedding(spec.embedding, spec.layers[0].norm_eps)
+    reach = embedding.positions - embedding.offset
     return Stack(
         hidden=spec.hidden,
         vocab=spec.vocab,
-        layers=tuple(_layer(layer) for layer in spec.layers),
+        layers=tuple(_layer(layer, reach) for layer in spec.layers),
         inputs=_clusters([(c.size, c.width, c.projected) for c in spec.embedding.clusters], "ascending"),
-        outputs=_clusters([(c.size, c.width, c.projected) for c in spec.head.clusters], spec.head.order),
-        clusters_read_hidden=spec.head.cluster_input == "hidden",
+        outputs=_clusters([(c.size, c.width, c.projected) for c in head.clusters], head.order) if head else (),
+        clusters_read_hidden=head is not None and head.cluster_input == "hidden",
         final_norm_eps=spec.layers[-1].norm_eps if spec.final_norm else None,
+        embedding=embedding,
+        labels=LabelsPlan(labels.labels, labels.pooled, labels.pooler) if labels else None,
+        transform=head.transform if head else None,
+        transform_eps=spec.layers[-1].norm_eps,
+        causal=spec.layers[0].attention.causal,
     )
 
 
-def _layer(layer: LayerSpec) -> LayerPlan:
+def _embedding(e: Embedding, norm_eps: float) -> EmbeddingPlan:
+    return EmbeddingPlan(e.positions, e.position_offset, e.position_pad, e.token_types, norm_eps if e.norm else None)
+
+
+def _layer(layer: LayerSpec, positions: int) -> LayerPlan:
     f = layer.feed_forward
     return LayerPlan(
-        attention=_attention(layer.attention) if layer.attention.heads else None,
+        attention=_attention(layer.attention, positions) if layer.attention.heads else None,
         feed_forward=f.width if f else 0,
         activation=f.activation if f else "relu",
         norm_first=layer.norm_first,
@@ -94,21 +162,22 @@ def _layer(layer: LayerSpec) -> LayerPlan:
     )
 
 
-def _attention(a: AttentionSpec) -> AttentionPlan:
-    assert a.window is not None and a.reach is not None  # refused by _unsupported otherwise
+def _attention(a: AttentionSpec, positions: int) -> AttentionPlan:
+    everything = positions if a.causal else 0  # a sequence ends where its positions do
     return AttentionPlan(
         heads=a.heads,
         head_dim=a.head_dim,
         persistent=a.persistent,
-        window=a.window,
+        window=everything if a.window is None else a.window,
         segment=a.segment or 0,
-        reach=a.reach,
+        reach=everything if a.reach is None else a.reach,
         first_distance=0 if a.sees_self else 1,
         attended_zeros=a.start == "attended_zeros",
         relative="per_head" if a.relative else "shared" if isinstance(a.position, SharedTable) else "none",
         biased=a.relative,
         spans=a.spans,
         span_ramp=a.span_ramp or 0,
+        causal=a.causal,
     )
 
 
@@ -128,22 +197,21 @@ def _unsupported(spec: ModelSpec) -> list[Problem]:
     def refuse(where: str, found: str) -> None:
         problems.append(Problem(where, "a variant this version runs", found))
 
-    if spec.task != "causal_lm":
-        refuse("task", spec.task)
-    if spec.embedding.positions or spec.embedding.token_types or spec.embedding.norm:
-        refuse("embedding", "positions, token types or a norm on the embedding")
+    if len({layer.attention.causal for layer in spec.layers}) > 1:
+        refuse("layers", "causal and bidirectional attention in one model")
     for index, layer in enumerate(spec.layers):
         a, where = layer.attention, f"layers.{index}"
-        if a.position is not None and not isinstance(a.position, (Table, Sinusoid, SharedTable)):
+        if a.position is not None and not isinstance(a.position, (Table, Sinusoid, SharedTable, Absolute)):
             refuse(f"{where}.attention.position", type(a.position).__name__)
-        if not a.causal:
-            refuse(f"{where}.attention.causal", "bidirectional attention")
-        if a.causal and a.window is None:
-            refuse(f"{where}.attention.window", "an unlimited window")
+        if a.causal and a.window is None and not spec.embedding.positions:
+            refuse(f"{where}.attention.window", "an unlimited window without positions in the embedding")
+        whole = a.window is None and not a.persistent and a.spans is None and a.sees_self and a.start == "empty"
+        if not a.causal and not whole:
+            refuse(f"{where}.attention.causal", "bidirectional attention with a window, spans, persistent vectors or rows before the start")
         if a.kv_of != tuple(range(a.heads)):
             refuse(f"{where}.attention.kv_of", "grouped key/value heads")
         if layer.norm != "layer":
             refuse(f"{where}.norm", f"{layer.norm} norm")
-        if layer.feed_forward is not None and (layer.feed_forward.gated or layer.feed_forward.activation != "relu"):
-            refuse(f"{where}.feed_forward", f"{layer.feed_forward.activation}, gated={layer.feed_forward.gated}")
+        if layer.feed_forward is not None and layer.feed_forward.gated:
+            refuse(f"{where}.feed_forward", f"a gated {layer.feed_forward.activation}")
     return problems

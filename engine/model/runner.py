@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from engine.model.plan import Stack
+from engine.model.plan import EmbeddingPlan, Stack
 
-Want = Literal["hidden", "log_probs", "target_nll", "next"]
+Arrays = dict[str, np.ndarray]
+Want = Literal["hidden", "logits", "log_probs", "target_nll", "next"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class Batch:
 
     ids [rows] int64.
     slots, starts, lengths [sequences] int64: sequence s continues slot slots[s] at position starts[s] with lengths[s] ≥ 1 rows; a slot
-        appears once.
+        appears once. A bidirectional stack keeps nothing: each sequence is whole, starts are 0 and slots any different numbers.
     targets [rows] int64, only for target_nll: the token each row must predict, -1 = none (the result is NaN).
+    positions, token_types [rows] int64, of a model with such tables: the rows each token reads; None = by its place, and row 0.
     tap: called with (layer index, residual stream [rows, hidden] float32 after that layer); index -1 is the embedding.
     """
 
@@ -31,6 +33,23 @@ class Batch:
     want: Want
     targets: np.ndarray | None = None
     tap: Callable[[int, np.ndarray], None] | None = None
+    positions: np.ndarray | None = None
+    token_types: np.ndarray | None = None
+
+
+def fresh_batch(ids: np.ndarray) -> Batch:
+    """Streams ids [B, T] from their start, all hidden states wanted."""
+    batch, length = ids.shape
+    return Batch(ids.reshape(-1).astype(np.int64), np.arange(batch), np.zeros(batch, np.int64), np.full(batch, length), "hidden")
+
+
+def position_rows(batch: Batch, plan: EmbeddingPlan) -> np.ndarray | None:
+    """The row of the position table each row of a batch reads [rows] int64: the batch's own, or by its place; None without a table."""
+    if not plan.positions or batch.positions is not None:
+        return batch.positions
+    places = [np.arange(start, start + length) for start, length in zip(batch.starts, batch.lengths, strict=True)]
+    rows: np.ndarray = np.concatenate(places) + plan.offset
+    return rows
 
 
 class NextToken(Protocol):
@@ -48,9 +67,13 @@ class NextToken(Protocol):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What the batch wanted, on the host; exactly one is set. hidden [rows, hidden], log_probs [rows, vocab], nll [rows]; float32."""
+    """What the batch wanted, on the host; exactly one is set. hidden [rows, hidden], log_probs [rows, vocab], nll [rows]; float32.
+
+    logits: of a head of labels [rows, labels], pooled [sequences, labels]; of a vocabulary [rows, vocab] before the softmax.
+    """
 
     hidden: np.ndarray | None = None
+    logits: np.ndarray | None = None
     log_probs: np.ndarray | None = None
     nll: np.ndarray | None = None
     next: NextToken | None = None
@@ -60,15 +83,16 @@ class StepResult:
 class Folded:
     """Weights ready for a backend, formed once in float32 (model/fold.py) and not yet cast.
 
-    layers[i] and model hold arrays by the names of spec.tensors() without their prefix, with these products formed: gains are
-    norm_offset + stored; attention.persistent_values × √persistent; attention.output columns × head_scale; attention.relative replaced by
-    attention.distances [heads, reach, head_dim] (or, shared, [1, reach, head_dim]) with row i for distance first_distance + i;
+    layers[i], formed anew each time it is asked for, and model hold arrays by the names of spec.tensors() without their prefix, with these
+    products formed: gains are norm_offset + stored; attention.query and its bias × score_scale; attention.persistent_values × √persistent;
+    attention.output columns × head_scale; attention.relative replaced by attention.distances [heads, reach, head_dim] (or, shared,
+    [1, reach, head_dim]) with row i for distance first_distance + i;
     attention.zero_key and attention.zero_value [heads, head_dim], the projection of a zero row, where the start attends zeros.
     model: embedding.{c} with embedding_scale apart, head.{c} with ties resolved to the same array.
     """
 
-    model: dict[str, np.ndarray]
-    layers: tuple[dict[str, np.ndarray], ...]
+    model: Arrays
+    layers: Sequence[Arrays]
     embedding_scale: float
 
 
@@ -103,9 +127,11 @@ class Limits:
     """What a runner may use.
 
     dtype of weights and caches: 'float32' | 'bfloat16' | 'float16'; device: 'auto' or the backend's own name; threads: None = its default.
+    quantization: None, or 'int8' for every matrix that is multiplied with and no embedding, then dtype is that of all else.
     """
 
     dtype: str
     device: str = "cpu"
     threads: int | None = None
+    quantization: str | None = None
     options: dict[str, Any] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ class Group:
     rows: torch.Tensor | None
     slots: torch.Tensor
     starts: torch.Tensor
+    end: int  # the position behind the last row of any of them
     adjacent: slice | None  # the slots as a range, where they are one
 
     def take(self, packed: torch.Tensor) -> torch.Tensor:
@@ -38,15 +39,9 @@ class Groups:
 
     def __init__(self, batch: Batch, device: torch.device) -> None:
         ends = np.cumsum(batch.lengths)
+        self.first_rows = torch.from_numpy(ends - batch.lengths).to(device)
         self.last_rows = torch.from_numpy(ends - 1).to(device)
         self._groups = [_group(batch, ends, length, device) for length in np.unique(batch.lengths).tolist()]
-
-    @staticmethod
-    def fresh(batch: int, length: int, device: torch.device) -> Groups:
-        """`batch` streams of `length` rows from their start."""
-        sequences = np.arange(batch)
-        lengths = np.full(batch, length)
-        return Groups(Batch(np.zeros(batch * length, np.int64), sequences, np.zeros(batch, np.int64), lengths, "hidden"), device)
 
     def __iter__(self) -> Iterator[Group]:
         return iter(self._groups)
@@ -73,6 +68,7 @@ def _group(batch: Batch, ends: np.ndarray, length: int, device: torch.device) ->
         rows=rows,
         slots=torch.from_numpy(np.asarray(slots, np.int64)).to(device),
         starts=torch.from_numpy(np.asarray(batch.starts[chosen], np.int64)).to(device),
+        end=int(batch.starts[chosen].max()) + length,
         adjacent=slice(int(slots[0]), int(slots[0]) + len(slots)) if adjacent else None,
     )
 
@@ -103,6 +99,26 @@ class Start:
         return reference.attend(query, keys, values, group.starts, tables, see)
 
 
+@dataclass(frozen=True)
+class Whole:
+    """Nothing stands before the new rows: they are whole sequences, and all of a sequence see each other. dtype: of keys and values."""
+
+    dtype: torch.dtype
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, tables: Tables, see: Visibility
+    ) -> torch.Tensor:
+        return reference.attend_whole(query, key.to(self.dtype), value.to(self.dtype))
+
+
+def _existing(see: Visibility, tables: Tables, group: Group) -> Visibility:
+    """The same, no farther than the group's streams go back: a model without a window has room for all its positions and uses a few."""
+    if see.attended_zeros or see.segment or see.first or tables.distances is not None or tables.spans is not None:
+        return see
+    reach = min(see.reach, group.end)
+    return replace(see, reach=reach, window=min(see.window, reach))
+
+
 class Rings:
     """A ring of W keys and values per slot and head, [slots, H, W, D]: slot p mod W of a ring holds position p."""
 
@@ -129,12 +145,13 @@ class Rings:
     ) -> torch.Tensor:
         if group.length == 1:
             return self._attend_one(query[:, :, 0], key, value, group, tables, see)[:, :, None]
-        order = (group.starts[:, None] + torch.arange(see.reach, device=key.device)) % see.reach  # [B, W]: oldest first
+        size, near = see.reach, _existing(see, tables, group)
+        order = (group.starts[:, None] - near.reach + torch.arange(near.reach, device=key.device)) % size  # [B, W]: oldest first
         slots = group.slots[:, None]
         keys = torch.cat((self.keys.transpose(1, 2)[slots, order].transpose(1, 2), key.to(self.keys.dtype)), dim=2)
         values = torch.cat((self.values.transpose(1, 2)[slots, order].transpose(1, 2), value.to(self.values.dtype)), dim=2)
         self._write(key, value, group, see)
-        return reference.attend(query, keys, values, group.starts, tables, see)
+        return reference.attend(query, keys, values, group.starts, tables, near)
 
     def _attend_one(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, tables: Tables, see: Visibility
@@ -143,7 +160,9 @@ class Rings:
         if see.first == 0:
             self._write(key, value, group, see)
         where = group.slots if group.adjacent is None else group.adjacent  # a range is a view, not a copy
-        out = reference.attend_cached(query, self.keys[where], self.values[where], group.starts, tables, see)
+        near = _existing(see, tables, group)
+        keys, values = self.keys[where][:, :, : near.reach], self.values[where][:, :, : near.reach]
+        out = reference.attend_cached(query, keys, values, group.starts, tables, near)
         if see.first == 1:
             self._write(key, value, group, see)
         return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ import torch
 
 from engine.errors import BackendUnavailable, Problem
 from engine.model.plan import AttentionPlan, LayerPlan, Stack
-from engine.model.runner import Batch, Folded, Limits, Runner, StepResult
+from engine.model.runner import Batch, Folded, Limits, Runner, StepResult, fresh_batch, position_rows
 from engine.model.slots import Slots
-from engine.model.torch_cache import Groups, Past, Rings, Start, Tables
+from engine.model.torch_cache import Groups, Past, Rings, Start, Tables, Whole
 from engine.model.torch_vocabulary import TorchVocabulary
 from engine_kernels import reference
 from engine_kernels.ops import AttentionTables, Visibility
@@ -46,7 +47,8 @@ class TorchRunner:
         ]
         self.vocabulary = TorchVocabulary(stack, tensors_of(folded.model, dtype, device), folded.embedding_scale)
         self._slots = Slots()
-        self._rings = [Rings(layer.start, layer.see.reach) if layer.start else None for layer in self.layers]
+        self._starts = [layer.start for layer in self.layers]
+        self._rings = [Rings(layer.start, layer.see.reach) if isinstance(layer.start, Start) else None for layer in self.layers]
 
     def open(self) -> int:
         slot = self._slots.open()
@@ -67,22 +69,37 @@ class TorchRunner:
 
     def step(self, batch: Batch) -> StepResult:
         with torch.no_grad():
-            self._slots.advance(batch)
+            if self.stack.causal:
+                self._slots.advance(batch)
             groups = Groups(batch, self.device)
-            hidden = self.vocabulary.embed(torch.from_numpy(batch.ids).to(self.device))  # [rows, hidden]
-            give_tap(batch, -1, hidden)
-            for index, (layer, rings) in enumerate(zip(self.layers, self._rings, strict=True)):
-                hidden = layer(hidden, groups, rings)
-                give_tap(batch, index, hidden)
-            return self.vocabulary.result(self.vocabulary.finish(hidden), batch, groups.last_rows)
+            hidden = self._hidden(batch, groups, self._rings if self.stack.causal else self._starts)
+            return self.vocabulary.result(hidden, batch, groups)
 
     def forward(self, ids: torch.Tensor | np.ndarray) -> torch.Tensor:
         """log p(next | ids[:, :t+1]) [B, T, vocab] of streams from their start, differentiable in every weight; ids [B, T]."""
-        groups = Groups.fresh(ids.shape[0], ids.shape[1], self.device)
-        hidden = self.vocabulary.embed(torch.as_tensor(ids, device=self.device).reshape(-1))
-        for layer in self.layers:
-            hidden = layer(hidden, groups, layer.start)
-        return self.vocabulary.log_probs(self.vocabulary.finish(hidden)).reshape(*ids.shape, self.stack.vocab)
+        batch = fresh_batch(np.asarray(ids))
+        hidden = self._hidden(batch, Groups(batch, self.device), self._starts)
+        return self.vocabulary.log_probs(hidden).reshape(*ids.shape, self.stack.vocab)
+
+    def forward_whole(self, batch: Batch, head_factors: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        """What a batch of whole sequences wants, hidden or logits, packed as in StepResult, differentiable in every weight.
+
+        head_factors: for each layer a factor on each head's output [heads], differentiable too.
+        """
+        groups = Groups(batch, self.device)
+        hidden = self._hidden(batch, groups, self._starts, head_factors)
+        return hidden if batch.want == "hidden" else self.vocabulary.logits(hidden, groups.first_rows)
+
+    def _hidden(
+        self, batch: Batch, groups: Groups, pasts: Sequence[Past | None], head_factors: Sequence[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """The last hidden states [rows, hidden], after the final norm where the model has one."""
+        hidden = self.vocabulary.embed(batch.ids, position_rows(batch, self.stack.embedding), batch.token_types)
+        give_tap(batch, -1, hidden)
+        for index, (layer, past) in enumerate(zip(self.layers, pasts, strict=True)):
+            hidden = layer(hidden, groups, past, None if head_factors is None else head_factors[index])
+            give_tap(batch, index, hidden)
+        return self.vocabulary.finish(hidden)
 
     def describe(self) -> dict[str, Any]:
         return {"operations": "engine_kernels.reference", "torch": torch.__version__, "threads": torch.get_num_threads()}
@@ -94,31 +111,35 @@ class TorchLayer:
     def __init__(self, plan: LayerPlan, weights: dict[str, torch.Tensor]) -> None:
         self.plan = plan
         self.weights = weights
-        self.start: Start | None = None  # a layer without heads keeps nothing
+        self.activation = reference.ACTIVATIONS[plan.activation]
+        self.start: Past | None = None  # a layer without heads keeps nothing
         if plan.attention is not None:
             self.start = start_of(plan.attention, weights)
             self.see = visibility(plan.attention)
             self.tables = tables_of(plan.attention, weights)
 
-    def __call__(self, hidden: torch.Tensor, groups: Groups, past: Past | None) -> torch.Tensor:
-        """hidden [rows, hidden] → the same after this layer."""
+    def __call__(self, hidden: torch.Tensor, groups: Groups, past: Past | None, head_factors: torch.Tensor | None = None) -> torch.Tensor:
+        """hidden [rows, hidden] → the same after this layer; head_factors [heads] multiply the heads' outputs."""
         if self.plan.norm_first:
-            hidden = hidden + self._attention(self._norm("attention_norm", hidden), groups, past)
+            hidden = hidden + self._attention(self._norm("attention_norm", hidden), groups, past, head_factors)
             if self.plan.feed_forward:
                 hidden = hidden + self._feed_forward(self._norm("feed_forward_norm", hidden))
             return hidden
-        hidden = self._norm("attention_norm", hidden + self._attention(hidden, groups, past))
+        hidden = self._norm("attention_norm", hidden + self._attention(hidden, groups, past, head_factors))
         if self.plan.feed_forward:
             hidden = self._norm("feed_forward_norm", hidden + self._feed_forward(hidden))
         return hidden
 
-    def _attention(self, x: torch.Tensor, groups: Groups, past: Past | None) -> torch.Tensor:
+    def _attention(self, x: torch.Tensor, groups: Groups, past: Past | None, head_factors: torch.Tensor | None) -> torch.Tensor:
         bias = self.weights.get("attention.output_bias")
         if past is None:
             return torch.zeros_like(x) if bias is None else bias.float().expand_as(x)
         query, key, value = (self._heads(name, x) for name in ("query", "key", "value"))  # [rows, H, D]
         parts = [past.attend(group.take(query), group.take(key), group.take(value), group, self.tables, self.see) for group in groups]
-        return reference.linear(groups.packed(parts), self.weights["attention.output"], bias)
+        mixed = groups.packed(parts)  # [rows, H · D]
+        if head_factors is not None:
+            mixed = (mixed.reshape(*query.shape) * head_factors[:, None]).flatten(1)
+        return reference.linear(mixed, self.weights["attention.output"], bias)
 
     def _heads(self, name: str, x: torch.Tensor) -> torch.Tensor:
         assert self.plan.attention is not None
@@ -127,13 +148,16 @@ class TorchLayer:
 
     def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         up, down = self.weights["feed_forward.up"], self.weights["feed_forward.down"]
-        return reference.feed_forward(x, up, self.weights.get("feed_forward.up_bias"), down, self.weights.get("feed_forward.down_bias"))
+        biases = [self.weights.get(f"feed_forward.{name}_bias") for name in ("up", "down")]
+        return reference.feed_forward(x, up, biases[0], down, biases[1], self.activation)
 
     def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
         return reference.layer_norm(x, self.weights[name], self.weights[f"{name}_bias"], self.plan.norm_eps)
 
 
-def start_of(plan: AttentionPlan, weights: dict[str, torch.Tensor]) -> Start:
+def start_of(plan: AttentionPlan, weights: dict[str, torch.Tensor]) -> Past:
+    if not plan.causal:
+        return Whole(weights["attention.key"].dtype)
     if plan.attended_zeros:
         return Start(weights["attention.zero_key"], weights["attention.zero_value"])
     zeros = weights["attention.key"].new_zeros((plan.heads, plan.head_dim))
@@ -172,4 +196,4 @@ def tensors_of(arrays: dict[str, np.ndarray], dtype: torch.dtype, device: torch.
 
 def give_tap(batch: Batch, index: int, hidden: torch.Tensor) -> None:
     if batch.tap is not None:
-        batch.tap(index, hidden.float().cpu().numpy())
+        batch.tap(index, hidden.detach().float().cpu().numpy())

@@ -7,6 +7,7 @@ import torch
 
 from engine.model.plan import Stack
 from engine.model.runner import Batch, StepResult
+from engine.model.torch_cache import Groups
 from engine_kernels import reference
 
 LOGIT_ROWS = 256  # rows whose logits exist at once when only the target's log-probability is wanted
@@ -19,9 +20,25 @@ class TorchVocabulary:
         self.stack = stack
         self.weights = weights
         self.embedding_scale = embedding_scale
+        self.device = weights["embedding.0"].device
+        self.pooler = reference.ACTIVATIONS[stack.labels.pooler] if stack.labels is not None and stack.labels.pooler else None
+        self.transform = reference.ACTIVATIONS[stack.transform] if stack.transform is not None else None
 
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids [rows] → [rows, hidden] float32: each cluster's rows projected together."""
+    def embed(self, ids: np.ndarray, positions: np.ndarray | None, token_types: np.ndarray | None) -> torch.Tensor:
+        """ids, positions, token_types [rows] → [rows, hidden] float32: the tokens' rows, what the model adds to them, a norm."""
+        plan = self.stack.embedding
+        hidden = self._rows(torch.from_numpy(ids).to(self.device))
+        if positions is not None:
+            hidden = hidden + self.weights["embedding.positions"][torch.from_numpy(positions).to(self.device)].float()
+        if plan.token_types:
+            types = torch.zeros(len(ids), dtype=torch.int64) if token_types is None else torch.from_numpy(token_types)
+            hidden = hidden + self.weights["embedding.token_types"][types.to(self.device)].float()
+        if plan.norm_eps is None:
+            return hidden
+        return reference.layer_norm(hidden, self.weights["embedding.norm"], self.weights["embedding.norm_bias"], plan.norm_eps)
+
+    def _rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """[rows, hidden] float32: each cluster's rows projected together, times the scale."""
         hidden = torch.zeros((len(ids), self.stack.hidden), device=ids.device)
         for index, cluster in enumerate(self.stack.inputs):
             inside = torch.nonzero((ids >= cluster.start) & (ids < cluster.start + cluster.size))[:, 0]
@@ -39,20 +56,39 @@ class TorchVocabulary:
             return hidden
         return reference.layer_norm(hidden, self.weights["final_norm"], self.weights["final_norm_bias"], self.stack.final_norm_eps)
 
-    def result(self, hidden: torch.Tensor, batch: Batch, last_rows: torch.Tensor) -> StepResult:
+    def result(self, hidden: torch.Tensor, batch: Batch, groups: Groups) -> StepResult:
         """What the batch wants of the hidden rows [rows, hidden]."""
         if batch.want == "hidden":
             return StepResult(hidden=_host(hidden))
+        if batch.want == "logits":
+            return StepResult(logits=_host(self.logits(hidden, groups.first_rows)))
         if batch.want == "log_probs":
             return StepResult(log_probs=_host(self.log_probs(hidden)))
         if batch.want == "next":
-            return StepResult(next=TorchNextToken(self, hidden[last_rows]))
+            return StepResult(next=TorchNextToken(self, hidden[groups.last_rows]))
         assert batch.targets is not None
         targets = torch.from_numpy(batch.targets).to(hidden.device)
         parts = [
             self.target_nll(hidden[row : row + LOGIT_ROWS], targets[row : row + LOGIT_ROWS]) for row in range(0, len(hidden), LOGIT_ROWS)
         ]
         return StepResult(nll=_host(torch.cat(parts)))
+
+    def logits(self, hidden: torch.Tensor, first_rows: torch.Tensor) -> torch.Tensor:
+        """Of labels [rows, labels], pooled [sequences, labels]; of the vocabulary [rows, vocab]."""
+        if self.stack.labels is None:
+            return reference.linear(self._projected(self._transformed(hidden), 0), self.weights["head.0"], self.weights.get("head.0.bias"))
+        if self.stack.labels.pooled:
+            hidden = hidden[first_rows]
+        if self.pooler is not None:
+            hidden = self.pooler(reference.linear(hidden, self.weights["head.pooler"], self.weights["head.pooler_bias"]))
+        return reference.linear(hidden, self.weights["head.labels"], self.weights["head.labels_bias"])
+
+    def _transformed(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.transform is None:
+            return hidden
+        hidden = self.transform(reference.linear(hidden, self.weights["head.transform"], self.weights["head.transform_bias"]))
+        gain, bias = self.weights["head.transform_norm"], self.weights["head.transform_norm_bias"]
+        return reference.layer_norm(hidden, gain, bias, self.stack.transform_eps)
 
     def head_log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, n0 + tails]: log-softmax over the first cluster's words and the tails' entries."""

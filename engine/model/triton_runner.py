@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 import triton
 
@@ -14,7 +13,7 @@ from engine.errors import BackendUnavailable, Problem
 from engine.model.plan import LayerPlan, Stack
 from engine.model.runner import Batch, Folded, Limits, Runner, StepResult
 from engine.model.slots import Slots
-from engine.model.torch_cache import Rings, Start
+from engine.model.torch_cache import Groups, Rings, Start
 from engine.model.torch_runner import DTYPES, give_tap, start_of, tables_of, tensors_of, visibility
 from engine.model.triton_graphs import DecodeSteps
 from engine.model.triton_rows import Rows
@@ -83,8 +82,7 @@ class TritonRunner:
             else:
                 give_tap(batch, -1, hidden)
                 hidden = self._all_layers(hidden, Rows.of(batch, self.device), batch)
-            last_rows = torch.from_numpy(np.cumsum(batch.lengths) - 1).to(self.device)
-            return self.vocabulary.result(self.vocabulary.finish(hidden), batch, last_rows)
+            return self.vocabulary.result(self.vocabulary.finish(hidden), batch, Groups(batch, self.device))
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Triton starts kernels on PyTorch's current device."""
@@ -131,7 +129,9 @@ class TritonLayer:
         self.output_bias = weights.get("attention.output_bias")
         self.attention_norm = Norm(weights["attention_norm"], weights["attention_norm_bias"], plan.norm_eps)
         if plan.attention is not None:
-            self.start = start_of(plan.attention, weights)
+            start = start_of(plan.attention, weights)
+            assert isinstance(start, Start)  # the probe refuses bidirectional attention
+            self.start = start
             self.see = visibility(plan.attention)
             self.tables = tables_of(plan.attention, weights)
             self.capacity = self.see.reach + self.see.first  # a row's own key never displaces one it sees

@@ -7,6 +7,7 @@ import torch
 
 from engine.model.plan import Stack
 from engine.model.runner import Batch, StepResult
+from engine.model.torch_cache import Groups
 from engine.model.torch_vocabulary import TorchVocabulary
 from engine_kernels.triton_ops.launch import Launcher
 from engine_kernels.triton_ops.projections import project
@@ -36,10 +37,10 @@ class TritonVocabulary(TorchVocabulary):
             hidden[torch.from_numpy(inside).to(device)] = rows.float() * self.embedding_scale
         return hidden
 
-    def result(self, hidden: torch.Tensor, batch: Batch, last_rows: torch.Tensor) -> StepResult:
+    def result(self, hidden: torch.Tensor, batch: Batch, groups: Groups) -> StepResult:
         """What the batch wants of the hidden rows [rows, hidden]."""
         if batch.want != "target_nll":
-            return super().result(hidden, batch, last_rows)
+            return super().result(hidden, batch, groups)
         assert batch.targets is not None
         nll: np.ndarray = self._nll(hidden, batch.targets).cpu().numpy()
         nll[batch.targets < 0] = np.nan

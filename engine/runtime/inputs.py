@@ -25,6 +25,30 @@ def token_rows(ids: Any, vocab: int) -> list[np.ndarray]:
     return rows
 
 
+def matching_rows(given: Any, name: str, rows: Sequence[np.ndarray], *, most: int, default: int) -> list[np.ndarray]:
+    """Numbers 0 to `most` for each token of `rows`, [B, T] or B lists → B int64 arrays; all `default` when None. Raises InputError."""
+    if given is None:
+        return [np.full(len(row), default) for row in rows]
+    given = _to_host(given, name)
+    if not isinstance(given, (list, tuple, np.ndarray)) or len(given) != len(rows):
+        raise InputError(Problem(name, f"a row for each of {len(rows)} sequences", _described(given)))
+    problems: list[Problem] = []
+    found = []
+    for index, (values, row) in enumerate(zip(given, rows, strict=True)):
+        try:
+            array = np.asarray(_to_host(values, name))
+        except (ValueError, TypeError, OverflowError, RuntimeError):
+            array = np.zeros(0, object)
+        if array.shape != row.shape or array.dtype.kind not in "biuf":
+            problems.append(Problem(f"{name}[{index}]", f"{len(row)} numbers, as ids has", _described(values)))
+            continue
+        for at in np.flatnonzero(~np.isin(array, np.arange(most + 1)))[:SHOWN].tolist():
+            problems.append(Problem(f"{name}[{index}][{at}]", " or ".join(map(str, range(most + 1))), str(array[at])))
+        found.append(np.nan_to_num(array).astype(np.int64))
+    _raise(problems)
+    return found
+
+
 def rectangle(ids: Any, vocab: int) -> np.ndarray:
     """As token_rows for sequences of one length → int64 [B, T]."""
     rows = token_rows(ids, vocab)

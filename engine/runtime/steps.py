@@ -26,6 +26,7 @@ class Steps:
     def __init__(self, runner: Runner) -> None:
         self.outputs = runner.stack.outputs
         self.vocab = runner.stack.vocab
+        self.stack = runner.stack
         self._runner: Runner | None = runner
         self._lock = threading.Lock()
         self._given_back: deque[int] = deque()
@@ -70,6 +71,11 @@ class Steps:
         with self._locked() as runner:
             return runner.step(_batch(slots, starts, rows, want, targets, tap))
 
+    def run_whole(self, sequences: Sequence[Sequence[np.ndarray]], want: Want, tap: Tap | None = None) -> StepResult:
+        """One step over whole sequences of a bidirectional stack, as whole_batch takes them."""
+        with self._locked() as runner:
+            return runner.step(whole_batch(sequences, want, tap))
+
     def draw(self, slots: np.ndarray, starts: np.ndarray, rows: Sequence[np.ndarray], requests: Sequence[Request]) -> list[Draw]:
         """One step, and the token that follows each sequence's last row."""
         with self._locked() as runner:
@@ -100,6 +106,14 @@ class Steps:
             slot = self._given_back.popleft()
             if self._runner is not None:
                 self._runner.close(slot)
+
+
+def whole_batch(sequences: Sequence[Sequence[np.ndarray]], want: Want, tap: Tap | None = None) -> Batch:
+    """Whole sequences packed, each (ids, positions, token types) [rows] of its visible tokens."""
+    ids, positions, token_types = (np.concatenate(parts) for parts in zip(*sequences, strict=True))
+    lengths = np.array([len(sequence[0]) for sequence in sequences], np.int64)
+    slots, starts = np.arange(len(sequences)), np.zeros(len(sequences), np.int64)
+    return Batch(ids, slots, starts, lengths, want, tap=tap, positions=positions, token_types=token_types)
 
 
 def groups(lengths: Sequence[int], most_rows: int = STEP_ROWS) -> Iterator[range]:

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine_kernels.errors import KernelError
 
@@ -28,9 +28,28 @@ class Choice:
 
 
 CPU_DTYPES = ("float32", "bfloat16")
+QUANTIZATIONS = {"int8": ("cpu",)}  # what weights may be quantised to → the backends that run it
 
 
-def _probe_cuda(device: str, dtype: str, named: bool) -> str | None:
+@dataclass(frozen=True)
+class Wanted:
+    """What a load asks of a backend.
+
+    features: what the model needs beside causal attention in a window, by the names of engine/model/plan.py's Stack.features(); named:
+    whether the user asked for this very backend.
+    """
+
+    device: str = "auto"
+    dtype: str = "float32"
+    quantization: str | None = None
+    features: tuple[str, ...] = ()
+    named: bool = False
+
+
+Probe = Callable[[Wanted], str | None]
+
+
+def _probe_cuda(wanted: Wanted) -> str | None:
     return "this version has no CUDA kernels"
 
 
@@ -49,16 +68,19 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
-def _probe_triton(device: str, dtype: str, named: bool) -> str | None:
-    if not named:
+def _probe_triton(wanted: Wanted) -> str | None:
+    if not wanted.named:
         return "its tests have not run on a GPU yet: it runs when named, backend='triton'"
     if any(importlib.util.find_spec(module) is None for module in ("torch", "triton")):
         return "PyTorch and Triton are not both installed: pip install 'headcount[gpu]'"
+    if wanted.features:
+        return f"does not run {', '.join(wanted.features)} yet"
     if interpreted():
-        if device not in ("auto", "cpu"):
-            return f"Triton's interpreter (TRITON_INTERPRET) runs on the CPU, and device={device!r} was asked for"
-        return "Triton's interpreter (TRITON_INTERPRET) computes bfloat16 wrongly: use float32 or float16" if dtype == "bfloat16" else None
-    if device == "cpu":
+        if wanted.device not in ("auto", "cpu"):
+            return f"Triton's interpreter (TRITON_INTERPRET) runs on the CPU, and device={wanted.device!r} was asked for"
+        wrong = "Triton's interpreter (TRITON_INTERPRET) computes bfloat16 wrongly: use float32 or float16"
+        return wrong if wanted.dtype == "bfloat16" else None
+    if wanted.device == "cpu":
         return "runs on GPUs, and device='cpu' was asked for (for tests only, TRITON_INTERPRET=1 interprets the kernels on the CPU)"
     if (reason := no_gpu()) is not None:
         return f"{reason} (for tests only, TRITON_INTERPRET=1 interprets the kernels on the CPU)"
@@ -67,11 +89,11 @@ def _probe_triton(device: str, dtype: str, named: bool) -> str | None:
     return None
 
 
-def _probe_cpu(device: str, dtype: str, named: bool) -> str | None:
-    if device not in ("auto", "cpu"):
-        return f"runs on the CPU only, and device={device!r} was asked for"
-    if dtype not in CPU_DTYPES:
-        return f"runs {' and '.join(CPU_DTYPES)}, and dtype={dtype!r} was asked for"
+def _probe_cpu(wanted: Wanted) -> str | None:
+    if wanted.device not in ("auto", "cpu"):
+        return f"runs on the CPU only, and device={wanted.device!r} was asked for"
+    if wanted.dtype not in CPU_DTYPES:
+        return f"runs {' and '.join(CPU_DTYPES)}, and dtype={wanted.dtype!r} was asked for"
     try:
         native = importlib.import_module("engine_kernels.native")
     except ImportError as error:
@@ -80,14 +102,20 @@ def _probe_cpu(device: str, dtype: str, named: bool) -> str | None:
     return None
 
 
-def _probe_torch(device: str, dtype: str, named: bool) -> str | None:
+def _probe_torch(wanted: Wanted) -> str | None:
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed: pip install 'headcount[torch]'"
     return None
 
 
-# Best first. A probe is told the device, the dtype and whether the user named this backend; it returns the reason it refuses, or None.
-TABLE: tuple[tuple[str, Callable[[str, str, bool], str | None]], ...] = (
+def _refuses_quantization(name: str, quantization: str | None) -> str | None:
+    if quantization is None or name in QUANTIZATIONS[quantization]:
+        return None
+    return f"runs no {quantization} weights; backend {' or '.join(QUANTIZATIONS[quantization])} does"
+
+
+# Best first. A probe returns the reason it refuses, or None.
+TABLE: tuple[tuple[str, Probe], ...] = (
     ("cuda", _probe_cuda),
     ("triton", _probe_triton),
     ("cpu", _probe_cpu),
@@ -95,16 +123,29 @@ TABLE: tuple[tuple[str, Callable[[str, str, bool], str | None]], ...] = (
 )
 
 
-def resolve(backend: str, device: str, dtype: str = "float32") -> Choice:
-    """The first backend of the table that runs `dtype` on `device`, or the one named; raises KernelError with all reasons if none does."""
+def preferred_dtype(name: str) -> tuple[str, str]:
+    """The dtype `auto` stands for on a backend, and why."""
+    if name != "cpu":
+        return "float32", "auto: exact"
+    native = importlib.import_module("engine_kernels.native")
+    dtype, instruction_set = native.preferred_dtype(), native.instruction_set()
+    if dtype == "float32":
+        return dtype, f"auto: {instruction_set} multiplies bfloat16 no faster"
+    return dtype, f"auto: {instruction_set} multiplies it directly; float32 is the exact path"
+
+
+def resolve(backend: str, wanted: Wanted) -> Choice:
+    """The first backend of the table that runs what is wanted, or the one named; KernelError with all reasons if none does."""
     names = [name for name, _ in TABLE]
     if backend != "auto" and backend not in names:
         raise KernelError("backend", "auto, " + ", ".join(names), repr(backend))
+    if wanted.quantization is not None and wanted.quantization not in QUANTIZATIONS:
+        raise KernelError("quantization", "None, " + ", ".join(QUANTIZATIONS), repr(wanted.quantization))
     refusals: list[Refusal] = []
     for name, probe in TABLE:
         if backend not in ("auto", name):
             continue
-        reason = probe(device, dtype, backend == name)
+        reason = probe(replace(wanted, named=backend == name)) or _refuses_quantization(name, wanted.quantization)
         if reason is None:
             return Choice(name, tuple(refusals))
         refusals.append(Refusal(name, reason))

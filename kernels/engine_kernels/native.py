@@ -1,4 +1,4 @@
-"""NumPy arrays → views → the compiled module."""
+"""NumPy arrays and other tensors → views → the compiled module."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ _FLOATS: dict[np.dtype[Any], tuple[int, type[np.unsignedinteger[Any]]]] = {
     np.dtype(np.float16): (2, np.uint16),
     np.dtype(ml_dtypes.bfloat16): (3, np.uint16),
 }
+_ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "quick_gelu": 4, "silu": 5, "tanh": 6}  # their codes in csrc/cpu/kernels.h
 _WEIGHTS = {"float32": 0, "bfloat16": 3}
-_MULTIPLIES_BFLOAT16: tuple[str, ...] = ()  # no unit with bfloat16 dot products is built yet
+_MULTIPLIES_BFLOAT16 = ("avx512_bf16", "amx", "emulated")
 
 
 def all_finite(array: np.ndarray[Any, Any]) -> bool:
@@ -42,9 +43,26 @@ def instruction_set() -> str:
     return _native.instruction_set()
 
 
+def instruction_sets() -> list[str]:
+    """All whose kernels this processor can run, the least first; ENGINE_CPU_ISA may name any of them."""
+    return _native.instruction_sets()
+
+
 def call_counts() -> dict[str, int]:
     """How often each kernel ran so far in this process, by instruction set and operation: {"avx2.linear": 12}; proof of what runs."""
     return _native.call_counts()
+
+
+def stored_bytes() -> int:
+    """Bytes of packed weights alive in this process, those that several models share counted once."""
+    return _native.stored_bytes()
+
+
+def linear(x: np.ndarray[Any, Any], w: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """x [rows, k], w [n, k] float32 → x · wᵀ [rows, n], on one thread, so with the same bits on any number of cores."""
+    y = np.empty((_rows(x, "x"), _rows(w, "w")), np.float32)
+    _native.linear(_whole(x), _whole(w), y)
+    return y
 
 
 def preferred_dtype() -> str:
@@ -54,7 +72,10 @@ def preferred_dtype() -> str:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """The integers of one layer; heads 0 = no attention, feed_forward 0 = none. The others as in ops.Visibility; ramp 0 = no spans."""
+    """The integers of one layer; heads 0 = no attention, feed_forward 0 = none. The others as in ops.Visibility; ramp 0 = no spans.
+
+    both: a row sees every key of its sequence, which comes whole (encoders); window, segment and reach are 0 then.
+    """
 
     heads: int
     head_dim: int
@@ -68,6 +89,8 @@ class LayerShape:
     feed_forward: int
     norm_first: bool
     norm_eps: float
+    both: bool = False
+    activation: str = "relu"
 
 
 @dataclass(frozen=True)
@@ -85,24 +108,48 @@ class ClusterShape:
         return self.start, self.size, self.width, self.entry, self.projected, self.tied
 
 
+@dataclass(frozen=True)
+class EndsShape:
+    """Rows of the tables of positions and token types, 0 = none; a norm behind them; a dense layer and norm before the vocabulary; a head
+    of labels, 0 = none, behind a dense pooler. None = not there; transform and pooler are activations."""
+
+    positions: int = 0
+    token_types: int = 0
+    embedding_norm_eps: float | None = None
+    transform: str | None = None
+    transform_eps: float = 0.0
+    labels: int = 0
+    pooler: str | None = None
+
+
 class NativeModel:
     """Weights, caches and threads of one model in native code. Every method may raise KernelError, then nothing has changed.
+
+    Arrays may be tensors of any library that hands memory over by the buffer protocol or by DLPack: on the CPU, contiguous, and of the
+    element type named; NumPy arrays that are only read may be strided.
 
     Several threads may call it; they wait for one another. A forked child cannot use its parent's model.
     """
 
-    def __init__(self, hidden: int, dtype: str, threads: int | None) -> None:
-        """dtype of the weights: float32 or bfloat16; threads None = as many as the process may run on."""
+    def __init__(self, hidden: int, dtype: str, threads: int | None, quantization: str | None = None) -> None:
+        """dtype of the weights: float32 or bfloat16; threads None = as many as the process may run on.
+
+        quantization int8: every matrix that is multiplied with and no embedding is int8, symmetric, one float32 scale per row.
+        """
         if dtype not in _WEIGHTS:
             raise KernelError("dtype", ", ".join(_WEIGHTS), repr(dtype))
-        self._model = _native.NativeModel(hidden, _WEIGHTS[dtype], threads or 0)
+        if quantization not in (None, "int8"):
+            raise KernelError("quantization", "None or 'int8'", repr(quantization))
+        self._model = _native.NativeModel(hidden, _WEIGHTS[dtype], quantization == "int8", threads or 0)
         self._hidden = hidden
         self._layers = 0
+        self._words = self._labels = 0
         self._widths: list[int] = []  # of the first cluster with the tails' entries, then of each tail
 
     def add_layer(self, shape: LayerShape, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Pack a layer behind the last; arrays float32 by the names the model gives them, none of which is kept."""
-        self._model.add_layer(**asdict(shape), arrays=_contiguous(arrays))
+        codes = asdict(shape) | {"activation": _activation(shape.activation)}
+        self._model.add_layer(**codes, arrays=_contiguous(arrays))
         self._layers += 1
 
     def set_vocabulary(
@@ -115,7 +162,7 @@ class NativeModel:
         final_norm_eps: float | None,
         embedding_scale: float,
     ) -> None:
-        """Pack embedding and output side; a tied output cluster's rows are stored once."""
+        """Pack embedding and output side; rows and projections that both share are stored once."""
         self._model.set_vocabulary(
             inputs=[cluster.as_tuple() for cluster in inputs],
             outputs=[cluster.as_tuple() for cluster in outputs],
@@ -124,7 +171,14 @@ class NativeModel:
             embedding_scale=embedding_scale,
             arrays=_contiguous(arrays),
         )
-        self._widths = [outputs[0].size + len(outputs) - 1, *(cluster.size for cluster in outputs[1:])]
+        self._words = outputs[0].size if outputs else 0
+        self._widths = [self._words + len(outputs) - 1, *(cluster.size for cluster in outputs[1:])]
+
+    def set_ends(self, shape: EndsShape, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Take what is added to tokens' rows and what stands behind the layers beside the vocabulary."""
+        codes = asdict(shape) | {name: _activation(getattr(shape, name)) for name in ("transform", "pooler")}
+        self._model.set_ends(**codes, arrays=_contiguous(arrays))
+        self._labels = shape.labels
 
     def grow(self, slots: int) -> None:
         """Make room for at least `slots` slots."""
@@ -134,10 +188,15 @@ class NativeModel:
         """Put a slot to the start of a stream."""
         self._model.restart(slot)
 
-    def embed(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """ids [rows] int64 → [rows, hidden] float32."""
-        hidden = np.empty((len(ids), self._hidden), np.float32)
-        self._model.embed(np.ascontiguousarray(ids), hidden)
+    def embed(
+        self,
+        ids: np.ndarray[Any, Any],
+        positions: np.ndarray[Any, Any] | None = None,
+        token_types: np.ndarray[Any, Any] | None = None,
+    ) -> np.ndarray[Any, Any]:
+        """ids, and the rows of the other two tables where the model has them, [rows] int64 → [rows, hidden] float32."""
+        hidden = np.empty((_rows(ids, "ids"), self._hidden), np.float32)
+        self._model.embed(_whole(ids), hidden, _whole(positions), _whole(token_types))
         return hidden
 
     def step(
@@ -153,31 +212,51 @@ class NativeModel:
 
         Sequence s continues slots[s] at position starts[s] with lengths[s] of the rows.
         """
-        taps = np.empty((self._layers, *hidden.shape), np.float32) if tapped else None
-        self._model.step(hidden, np.ascontiguousarray(slots), np.ascontiguousarray(starts), np.ascontiguousarray(lengths), taps)
+        taps = np.empty((self._layers, _rows(hidden, "hidden"), self._hidden), np.float32) if tapped else None
+        self._model.step(hidden, _whole(slots), _whole(starts), _whole(lengths), taps)
         return taps
 
     def finish(self, hidden: np.ndarray[Any, Any]) -> None:
         """The final norm in place, where the model has one."""
         self._model.finish(hidden)
 
+    def transform(self, hidden: np.ndarray[Any, Any]) -> None:
+        """The dense layer and norm before the vocabulary, in place."""
+        self._model.transform(hidden)
+
+    def labels(self, hidden: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """[rows, labels], through the pooler where the model has one."""
+        out = np.empty((_rows(hidden, "hidden"), self._labels), np.float32)
+        self._model.labels(hidden, out)
+        return out
+
+    def logits(self, hidden: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """[rows, words of the first cluster], before any softmax."""
+        out = np.empty((_rows(hidden, "hidden"), self._words), np.float32)
+        self._model.logits(hidden, out)
+        return out
+
     def head_log_probs(self, hidden: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """[rows, n0 + tails]: log-softmax over the first cluster's words and the tails' entries."""
-        out = np.empty((len(hidden), self._widths[0]), np.float32)
+        out = np.empty((_rows(hidden, "hidden"), self._widths[0]), np.float32)
         self._model.head_log_probs(hidden, out)
         return out
 
     def tail_log_probs(self, hidden: np.ndarray[Any, Any], cluster: int) -> np.ndarray[Any, Any]:
         """[rows, size]: log-softmax inside tail `cluster` ≥ 1, without its entry's mass."""
-        out = np.empty((len(hidden), self._widths[cluster]), np.float32)
+        out = np.empty((_rows(hidden, "hidden"), self._widths[cluster]), np.float32)
         self._model.tail_log_probs(hidden, cluster, out)
         return out
 
     def target_nll(self, hidden: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """[rows]: -log p(target), NaN where the target is -1."""
-        out = np.empty(len(hidden), np.float32)
-        self._model.target_nll(hidden, np.ascontiguousarray(targets), out)
+        out = np.empty(_rows(hidden, "hidden"), np.float32)
+        self._model.target_nll(hidden, _whole(targets), out)
         return out
+
+    def weight_bytes(self) -> tuple[int, int]:
+        """Bytes of packed weights this model reads, and how many of these another loaded model reads too."""
+        return self._model.weight_bytes()
 
     @property
     def threads(self) -> int:
@@ -185,5 +264,24 @@ class NativeModel:
         return self._model.threads
 
 
+def _activation(name: str | None) -> int | None:
+    if name is not None and name not in _ACTIVATIONS:
+        raise KernelError("activation", ", ".join(_ACTIVATIONS), repr(name))
+    return None if name is None else _ACTIVATIONS[name]
+
+
 def _contiguous(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-    return {name: np.require(array, requirements=["C", "A"]) for name, array in arrays.items()}
+    return {name: _whole(array) for name, array in arrays.items()}
+
+
+def _rows(tensor: Any, name: str) -> int:
+    """The first size of a tensor of any library."""
+    shape: Sequence[int] = getattr(tensor, "shape", ())
+    if len(shape) == 0:
+        raise KernelError(name, "an array or a tensor of at least one dimension", type(tensor).__name__)
+    return int(shape[0])
+
+
+def _whole(tensor: Any) -> Any:
+    """A NumPy array without gaps; any other tensor as it is, for native code to take or to refuse."""
+    return np.require(tensor, requirements=["C", "A"]) if isinstance(tensor, np.ndarray) else tensor

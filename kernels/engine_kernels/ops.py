@@ -9,6 +9,7 @@ Transformer-XL arXiv 1901.02860.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -81,8 +82,20 @@ class Ops(Protocol[Tensor]):
         """
         ...
 
-    def feed_forward(self, x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None) -> Tensor:
-        """down · relu(up · x + up_bias) + down_bias; up [F, d], down [d, F]; float32."""
+    def attend_whole(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Bidirectional attention of whole sequences; query, keys, values [B, H, T, D], result [B, H, T, D] float32.
+
+        A = softmax over all j of q_i · k_j / √D;  o_i = Σ A_ij v_j      (arXiv 1706.03762, equation 1)
+        """
+        ...
+
+    def feed_forward(
+        self, x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None, activation: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """down · activation(up · x + up_bias) + down_bias; up [F, d], down [d, F]; float32.
+
+        relu; gelu x Φ(x) by erf, gelu_tanh ½x(1 + tanh(√(2/π)(x + 0.044715x³))), quick_gelu x σ(1.702x), silu x σ(x) (arXiv 1606.08415).
+        """
         ...
 
     def log_softmax(self, logits: Tensor) -> Tensor:

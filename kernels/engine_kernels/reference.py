@@ -6,6 +6,9 @@ of visible keys is cut out of a block's scores by a view: column t of a row is a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -14,6 +17,15 @@ from engine_kernels.ops import AttentionTables, Visibility
 QUERY_ROWS = 64  # rows of a block; cost.py counts executed work with it
 
 Tables = AttentionTables[torch.Tensor]
+Activation = Callable[[torch.Tensor], torch.Tensor]
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": torch.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -27,10 +39,15 @@ def layer_norm(x: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor, eps: flo
 
 
 def feed_forward(
-    x: torch.Tensor, up: torch.Tensor, up_bias: torch.Tensor | None, down: torch.Tensor, down_bias: torch.Tensor | None
+    x: torch.Tensor,
+    up: torch.Tensor,
+    up_bias: torch.Tensor | None,
+    down: torch.Tensor,
+    down_bias: torch.Tensor | None,
+    activation: Activation = torch.relu,
 ) -> torch.Tensor:
-    """down · relu(up · x + up_bias) + down_bias; float32."""
-    return linear(torch.relu(linear(x, up, up_bias)), down, down_bias)
+    """down · activation(up · x + up_bias) + down_bias; float32."""
+    return linear(activation(linear(x, up, up_bias)), down, down_bias)
 
 
 def log_softmax(logits: torch.Tensor) -> torch.Tensor:
@@ -73,6 +90,15 @@ def attend_cached(
     if persistent_weights is not None and tables.persistent_values is not None:
         out = out + _product("bhn,hnd->bhd", persistent_weights, tables.persistent_values)
     return out
+
+
+def attend_whole(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Every row of a sequence sees every row of it; query, keys, values [B, H, T, D]; [B, H, T, D] float32."""
+    blocks = []
+    for start in range(0, query.shape[2], QUERY_ROWS):
+        scores = _product("bhrd,bhkd->bhrk", query[:, :, start : start + QUERY_ROWS], keys) * query.shape[-1] ** -0.5
+        blocks.append(_product("bhrk,bhkd->bhrd", torch.softmax(scores, dim=-1), values))
+    return torch.cat(blocks, dim=2)
 
 
 def _attend_block(

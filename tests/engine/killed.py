@@ -39,6 +39,7 @@ def _convert(source: Path, out: Path, place: tuple[Any, str], writer: int) -> No
         time.sleep(60)
 
     status = 99
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with it ignored
     try:
         setattr(*place, wait)
         cli.main(["convert", str(source), str(out), "--force"])

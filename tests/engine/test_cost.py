@@ -302,3 +302,19 @@ def test_all_bad_arguments_are_named_together() -> None:
         model_cost(SPECS["aiha"], token_counts=(0, 0, 0))
     with pytest.raises(InputError):
         model_cost(SPECS["aiha"], token_counts=(1, float("nan"), 0))
+
+
+@pytest.mark.parametrize("name", ["aiha", "fair-feed-forward", "transformer-xl"])
+def test_int8_is_a_byte_a_number_and_a_scale_a_row(name: str) -> None:
+    spec, saved = SPECS[name], 0
+    plain, narrow = model_cost(spec), model_cost(spec, quantization="int8")
+    for tensor, shape in spec.tensors().items():
+        last = tensor.split(".")[-1]
+        if last in ("query", "key", "value", "output", "persistent_keys", "up", "down", "projection") or tensor.startswith("head."):
+            saved += 0 if last.endswith("bias") else 3 * prod(shape) - 4 * prod(shape[:-1])
+        elif last == "persistent_values":
+            saved += 3 * prod(shape) - 4 * shape[0] * shape[2]
+    assert saved > 0 and plain.weight_bytes - narrow.weight_bytes == saved
+    assert narrow.total.parameters == plain.total.parameters and narrow.to_dict()["settings"]["quantization"] == "int8"  # type: ignore[index]
+    with pytest.raises(InputError, match="quantization"):
+        model_cost(spec, quantization="int4")

@@ -247,7 +247,14 @@ def test_brings_in_no_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-INSTRUCTION_SETS = {"generic": (), "avx2": ("avx2", "fma"), "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl")}
+AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
+INSTRUCTION_SETS = {
+    "generic": (),
+    "avx2": ("avx2", "fma"),
+    "avx512": AVX512,
+    "avx512_bf16": (*AVX512, "avx512_bf16", "avx512_vnni"),
+    "amx": (*AVX512, "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16"),
+}
 ON_ONE = """
 import sys
 import numpy as np

@@ -102,7 +102,8 @@ def test_json_holds_cost_dense_and_speedups() -> None:
     assert value["kept"] == [[5, 6, 7], [], list(range(8))]
     assert (value["heads"], value["source_heads"]) == (11, 24)
     assert value["stored_bytes"] == model_cost(spec).weight_bytes
-    assert value["cost"]["settings"] == {"dtype": "float32", "rows": 65, "batch": 2, "tile_rows": 64, "token_counts": None}
+    settings = {"dtype": "float32", "quantization": None, "rows": 65, "batch": 2, "tile_rows": 64, "token_counts": None}
+    assert value["cost"]["settings"] == settings
     assert value["dense"]["parameters"] == model_cost(cases.transformer_xl((8, 8, 8))).parameters
     ratio = value["dense"]["prefill"]["needed"] / value["cost"]["total"]["prefill"]["needed"]
     assert value["nominal_speedup"]["prefill"] == pytest.approx(ratio)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import ml_dtypes
@@ -42,7 +43,7 @@ class Case:
         exact = run(spec, checkpoint.weights, ids)
         # p of the tolerance rule: the loops in float32 on weights moved by a few eps, so that a row where rounding weighs more than
         # elsewhere always widens the limit, not only when the loops happen to round badly there. 4 in float32: there sums round as well.
-        plain = run(spec, _moved(checkpoint, seed, (4 if dtype == "float32" else 1) * EPS[dtype]), ids, dtype="float32")
+        plain = run(spec, moved(checkpoint.weights, seed, (4 if dtype == "float32" else 1) * EPS[dtype]), ids, dtype="float32")
         allowed = tolerance(plain.log_probs, exact.log_probs, dtype)
         return Case(checkpoint, ids, exact, allowed, tolerance(plain.streams, exact.streams, dtype))
 
@@ -53,9 +54,9 @@ class Case:
         )
 
 
-def _moved(checkpoint: Checkpoint, seed: int, relative: float) -> dict[str, np.ndarray]:
+def moved(weights: Mapping[str, np.ndarray], seed: int, relative: float) -> dict[str, np.ndarray]:
     rng = np.random.default_rng([seed, 1])
-    return {name: w.astype(np.float32) * (1 + rng.choice((-relative, relative), w.shape)) for name, w in checkpoint.weights.items()}
+    return {name: w.astype(np.float32) * (1 + rng.choice((-relative, relative), w.shape)) for name, w in weights.items()}
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, GROUP))

@@ -57,9 +57,11 @@ def test_synonyms_are_not_shared() -> None:
 
 
 def test_unknown_format_and_unknown_tensors(tmp_path: Path) -> None:
-    assert "format: expected auto, aiha-lab, fair, transformer-xl, found 'gguf'" in refused(SOURCE.write(tmp_path), format="gguf")
+    assert "format: expected auto, aiha-lab, fair, huggingface, transformer-xl, found 'gguf'" in refused(
+        SOURCE.write(tmp_path), format="gguf"
+    )
     text = refused(write_state(tmp_path / "checkpoint.ckpt", {f"h.{i}.weight": np.zeros(1, np.float32) for i in range(6)}))
-    assert all(f"{name} (looked for layers.0." in text for name in formats())
+    assert all(f"{name} (looked for " in text for name in formats())
     assert "h.0.weight, h.1.weight, h.2.weight, h.3.weight and 2 more" in text
 
 

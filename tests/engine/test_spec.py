@@ -253,7 +253,7 @@ def test_random_edits_never_crash() -> None:
             accepted += 1
         except SpecMismatch:
             refused += 1
-    assert accepted > 20 and refused > 200, (accepted, refused)
+    assert accepted > 10 and refused > 200, (accepted, refused)
 
 
 # Tensors

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+UNITS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
+TILES = {"ldtilecfg", "tilerelease", "tilezero", "tileloadd", "tilestored", "tdpbf16ps"}
+DOTS = {"vdpbf16ps", "vpdpwssd", "vcvtneps2bf16"}
 OPERATIONS = {"attend_decode", "attend_multiply", "attend_rows", "linear", "rows", "table"}
 
 pytestmark = [
@@ -55,7 +58,7 @@ def fused(mnemonics: Counter[str]) -> int:
 
 
 def test_every_unit_has_every_operation() -> None:
-    for unit in ("generic", "avx2", "avx512"):
+    for unit in UNITS:
         assert {file.name.removesuffix(".cc.o") for file in objects(unit)} == OPERATIONS
 
 
@@ -74,14 +77,23 @@ def test_avx2_has_fused_multiply_add_and_no_avx512() -> None:
     assert fused(mnemonics) > 100
 
 
-def test_avx512_uses_its_registers() -> None:
-    mnemonics, registers = instructions("avx512")
+@pytest.mark.parametrize("unit", ["avx512", "avx512_bf16", "amx"])
+def test_wide_units_use_their_registers(unit: str) -> None:
+    mnemonics, registers = instructions(unit)
     assert any(name.startswith("zmm") for name in registers)
     assert fused(mnemonics) > 100
-    assert not {"vdpbf16ps", "vpdpbusd", "tdpbf16ps", "vcvtneps2bf16"} & set(mnemonics)  # of units to come
 
 
-@pytest.mark.parametrize("unit", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("unit", UNITS)
+def test_dot_products_and_tiles_are_where_they_belong(unit: str) -> None:
+    """Of few rows the AMX unit, too, makes dot products."""
+    used = set(instructions(unit)[0])
+    dots = {"vdpbf16ps", "vpdpwssd"}
+    assert dots <= used if unit in ("avx512_bf16", "amx") else not DOTS & used
+    assert used >= TILES if unit == "amx" else not TILES & used
+
+
+@pytest.mark.parametrize("unit", UNITS)
 def test_nothing_is_merged_between_units(unit: str) -> None:
     """A weak symbol of one unit would replace the same one of another: an illegal instruction on a lesser CPU."""
     for file in objects(unit):

@@ -94,6 +94,9 @@ def _distance_rows(a: Mapping[str, Any], weights: Weights, prefix: str, count: i
     """What the heads score each distance below `count` by, [heads, head_dim], as far as the model has rows; None without positions."""
     if a["position"] is None:
         return None
+    if f"{prefix}.distances" in weights:  # formed, and rounded, before: [heads or 1, rows, head_dim]
+        formed, first = weights[f"{prefix}.distances"], 0 if a["sees_self"] else 1
+        return {first + i: np.broadcast_to(formed[:, i], (len(a["kept"]), a["head_dim"])) for i in range(formed.shape[1])}
     kind, heads, dim = a["position"]["kind"], len(a["kept"]), a["head_dim"]
     first = 0 if a["sees_self"] else 1
     rows = {}

@@ -27,8 +27,13 @@ def test_kernels_is_a_container_and_never_a_package() -> None:
 
 
 def test_only_the_binding_knows_python() -> None:
-    knows = [path.name for path in (ROOT / "kernels" / "csrc").rglob("*.*") if re.search(r"pybind11|Python\.h|torch/", path.read_text())]
-    assert knows == ["module.cc"]
+    sources = {
+        path.relative_to(ROOT / "kernels" / "csrc").as_posix(): path.read_text() for path in (ROOT / "kernels" / "csrc").rglob("*.*")
+    }
+    assert [file for file, text in sources.items() if re.search(r"pybind11/|torch/", text)] == ["bindings/module.cc"]
+    assert [file for file, text in sources.items() if "Python.h" in text] == ["bindings/python_array.h"]
+    includes = [file for file, text in sources.items() if '#include "bindings/' in text]
+    assert includes and all(file.startswith("bindings/") for file in includes)
 
 
 def test_ci_runs_make_ci_and_nothing_else() -> None:

@@ -27,7 +27,7 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
     "prune": (["engine/prune/*.py"], ["surgery", "model"]),
     "api": (["engine/api*.py", "engine/__init__.py"], ["convert", "checkpoint", "tokenizer", "model", "runtime", "cost"]),
     "cli": (
-        ["engine/cli*.py", "engine/__main__.py", "engine/inspect_*.py", "engine/verify.py", "engine/environment.py"],
+        ["engine/cli*.py", "engine/__main__.py", "engine/inspect_*.py", "engine/verify.py", "engine/precision.py", "engine/environment.py"],
         ["api", "runtime"],
     ),
     "serve": (["engine/serve/*.py"], ["api", "runtime"]),

@@ -28,6 +28,8 @@ PROMISES = {
     "Model.score": "self, ids",
     "Model.generate": f"self, prompt, *, {SAMPLING}",
     "Model.stream": f"self, prompt, *, {SAMPLING}",
+    "Model.encode": "self, ids, attention_mask=None, token_type_ids=None",
+    "Model.logits": "self, ids, attention_mask=None, token_type_ids=None",
     "Model.save": "self, directory",
     "Model.explain": "self",
     "Model.close": "self",
@@ -99,5 +101,5 @@ def test_the_command_answers_in_both_spellings() -> None:
     for command in ([sys.executable, "-m", "engine"], [sys.executable, "-c", "from engine.cli import main; main()"]):
         done = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        for verb in ("convert", "inspect", "verify", "generate", "score", "bench", "env"):
+        for verb in ("convert", "inspect", "verify", "generate", "score", "export", "bench", "env"):
             assert verb in done.stdout

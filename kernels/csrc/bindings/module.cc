@@ -1,4 +1,4 @@
-// The only file that includes pybind11: buffers become views, CheckError becomes engine_kernels.errors.KernelError.
+// The only file that includes pybind11: arrays become views, CheckError becomes engine_kernels.errors.KernelError.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <unistd.h>
@@ -14,10 +14,13 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/argument.h"
 #include "common/checks.h"
 #include "common/tensor_view.h"
 #include "cpu/all_finite.h"
+#include "cpu/ends.h"
 #include "cpu/isa.h"
+#include "cpu/panel_store.h"
 #include "cpu/stack.h"
 #include "cpu/vocabulary.h"
 
@@ -26,6 +29,7 @@ namespace cpu = headcount::cpu;
 
 namespace {
 
+using headcount::Argument;
 using headcount::check;
 
 void raise_kernel_error(std::exception_ptr thrown) {
@@ -57,68 +61,13 @@ bool all_finite(const py::buffer& data, int dtype) {
   return headcount::all_finite(view);
 }
 
-std::string shape_text(const std::vector<py::ssize_t>& shape) {
-  std::string text = "[";
-  for (const py::ssize_t size : shape) text += (text.size() > 1 ? ", " : "") + (size < 0 ? "?" : std::to_string(size));
-  return text + "]";
-}
-
-// Native byte order, with or without numpy's mark of it; which of the two 64-bit letters stands depends on the
-// platform.
-template <typename T>
-bool holds(const py::buffer_info& buffer) {
-  const std::string letter = buffer.format.substr(buffer.format.find_first_not_of("=@"));
-  return buffer.itemsize == sizeof(T) && (sizeof(T) == 4 ? letter == "f" : letter == "l" || letter == "q");
-}
-
-// An argument of a call: C-contiguous T of a shape, where -1 stands for any size.
-template <typename T>
-class Argument {
- public:
-  Argument(const py::buffer& buffer, const char* name, const std::vector<py::ssize_t>& shape, bool written = false)
-      : info_(buffer.request()) {
-    const char* dtype = sizeof(T) == 4 ? "float32" : "int64";
-    check(holds<T>(info_), name, dtype, "elements of format " + info_.format);
-    bool fits = info_.ndim == static_cast<py::ssize_t>(shape.size());
-    for (std::size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] < 0 || shape[i] == info_.shape[i];
-    check(fits, name, "shape " + shape_text(shape), shape_text(info_.shape));
-    check_layout(name);
-    check(!written || !info_.readonly, name, "an array that may be written", "a read-only one");
-  }
-
-  // Of any shape.
-  Argument(const py::buffer& buffer, const char* name) : info_(buffer.request()) {
-    check(holds<T>(info_), name, "float32", "elements of format " + info_.format);
-    check_layout(name);
-  }
-
-  T* data() const { return static_cast<T*>(info_.ptr); }
-  std::int64_t size(int axis) const { return info_.shape[axis]; }
-  std::vector<std::int64_t> shape() const { return {info_.shape.begin(), info_.shape.end()}; }
-
- private:
-  void check_layout(const char* name) const {
-    py::ssize_t step = info_.itemsize;
-    bool contiguous = true;
-    for (py::ssize_t i = info_.ndim; i-- > 0; step *= info_.shape[i])
-      contiguous = contiguous && (info_.shape[i] < 2 || info_.strides[i] == step);
-    check(contiguous || info_.size == 0, name, "a contiguous array", "a strided one");
-    check(info_.ptr != nullptr || info_.size == 0, name, "a pointer", "null");
-    const bool aligned = reinterpret_cast<std::uintptr_t>(info_.ptr) % sizeof(T) == 0;
-    check(aligned || info_.size == 0, name, "data aligned to its elements", "a misaligned one");
-  }
-
-  py::buffer_info info_;
-};
-
 // Arrays of a dict with the buffers they stand in.
 class NamedArguments {
  public:
   explicit NamedArguments(const py::dict& given) {
     for (const auto& [key, value] : given) {
       const auto name = py::cast<std::string>(key);
-      check(py::isinstance<py::buffer>(value), name.c_str(), "an array", "something else");
-      buffers_.emplace_back(py::reinterpret_borrow<py::buffer>(value), name.c_str());
+      buffers_.push_back(Argument<float>::of_any_shape(value.ptr(), name.c_str()));
       arrays.add(name, buffers_.back().data(), buffers_.back().shape());
     }
   }
@@ -146,23 +95,39 @@ std::map<std::string, std::int64_t> call_counts() {
   return counts;
 }
 
+// y = x · Wᵀ in float32, on the caller's thread alone.
+void linear(const py::object& x, const py::object& w, const py::object& y) {
+  const Argument<float> in(x.ptr(), "x", {-1, -1});
+  const Argument<float> weights(w.ptr(), "w", {-1, in.size(1)});
+  const Argument<float> out(y.ptr(), "y", {in.size(0), weights.size(0)}, true);
+  const py::gil_scoped_release release;
+  cpu::Compute compute(cpu::kernels(), 1);
+  const std::int64_t n = weights.size(0), k = in.size(1);
+  const cpu::PackedBuffer packed = cpu::pack(weights.data(), n, k, k, 1, cpu::Kind::kFloat32, compute.pool);
+  const cpu::Packed view = packed.view();
+  compute.linear({in.data(), k, in.size(0), &view, nullptr, nullptr, out.data(), n, cpu::Activation::kNone});
+}
+
 // A model's weights and caches. Calls wait for one another; none holds the interpreter's lock while it computes.
 class NativeModel {
  public:
-  NativeModel(std::int64_t hidden, int dtype, int threads)
+  NativeModel(std::int64_t hidden, int dtype, bool int8, int threads)
       : hidden_(hidden),
         kind_(kind_of(hidden, dtype)),
+        matrix_kind_(int8 ? cpu::Kind::kInt8 : kind_),
         compute_(cpu::kernels(), threads),
-        stack_(hidden, kind_, compute_),
+        stack_(hidden, matrix_kind_, compute_),
         process_(getpid()) {}
 
   void add_layer(std::int64_t heads, std::int64_t head_dim, std::int64_t persistent, std::int64_t window,
-                 std::int64_t segment, std::int64_t reach, int first, bool attended_zeros, float ramp,
-                 std::int64_t feed_forward, bool norm_first, float norm_eps, const py::dict& arrays) {
+                 std::int64_t segment, std::int64_t reach, int first, bool attended_zeros, float ramp, bool both,
+                 std::int64_t feed_forward, int activation, bool norm_first, float norm_eps, const py::dict& arrays) {
     const NamedArguments given(arrays);
-    const cpu::Visibility see{window, segment, reach, first, attended_zeros, ramp};
+    const cpu::Visibility see{window, segment, reach, first, attended_zeros, ramp, both};
     run([&] {
-      stack_.add_layer({heads, head_dim, persistent, feed_forward, see, norm_first, norm_eps}, given.arrays);
+      stack_.add_layer({heads, head_dim, persistent, feed_forward, static_cast<cpu::Activation>(activation), see,
+                        norm_first, norm_eps},
+                       given.arrays);
     });
   }
 
@@ -177,7 +142,7 @@ class NativeModel {
                                      final_norm_eps.has_value(),
                                      final_norm_eps.value_or(0.0f),
                                      embedding_scale};
-    run([&] { vocabulary_ = std::make_unique<cpu::Vocabulary>(shape, kind_, given.arrays, compute_); });
+    run([&] { vocabulary_ = std::make_unique<cpu::Vocabulary>(shape, kind_, matrix_kind_, given.arrays, compute_); });
   }
 
   void grow(std::int64_t slots) {
@@ -188,58 +153,119 @@ class NativeModel {
     run([&] { stack_.restart(slot); });
   }
 
-  void embed(const py::buffer& ids, const py::buffer& hidden) {
-    const Argument<std::int64_t> in(ids, "ids", {-1});
-    const Argument<float> out(hidden, "hidden", {in.size(0), hidden_}, true);
-    run([&] { vocabulary().embed(in.data(), in.size(0), out.data()); });
+  void set_ends(std::int64_t positions, std::int64_t token_types, std::optional<float> embedding_norm_eps,
+                std::optional<int> transform, float transform_eps, std::int64_t labels, std::optional<int> pooler,
+                const py::dict& arrays) {
+    const NamedArguments given(arrays);
+    const cpu::EndsShape shape{
+        hidden_,       positions, token_types,          embedding_norm_eps, activation_of(transform),
+        transform_eps, labels,    activation_of(pooler)};
+    run([&] { ends_ = std::make_unique<cpu::Ends>(shape, kind_, given.arrays, compute_); });
   }
 
-  void step(const py::buffer& hidden, const py::buffer& slots, const py::buffer& starts, const py::buffer& lengths,
-            const std::optional<py::buffer>& taps) {
-    const Argument<float> rows(hidden, "hidden", {-1, hidden_}, true);
-    const Argument<std::int64_t> which(slots, "slots", {-1});
-    const Argument<std::int64_t> from(starts, "starts", {which.size(0)});
-    const Argument<std::int64_t> count(lengths, "lengths", {which.size(0)});
+  void embed(const py::object& ids, const py::object& hidden, const py::object& positions,
+             const py::object& token_types) {
+    const Argument<std::int64_t> in(ids.ptr(), "ids", {-1});
+    const Argument<float> out(hidden.ptr(), "hidden", {in.size(0), hidden_}, true);
+    std::optional<Argument<std::int64_t>> places, types;
+    if (!positions.is_none()) places.emplace(positions.ptr(), "positions", std::vector<std::int64_t>{in.size(0)});
+    if (!token_types.is_none()) types.emplace(token_types.ptr(), "token_types", std::vector<std::int64_t>{in.size(0)});
+    run([&] {
+      vocabulary().embed(in.data(), in.size(0), out.data());
+      if (ends_ != nullptr)
+        ends_->add(out.data(), in.size(0), places ? places->data() : nullptr, types ? types->data() : nullptr);
+    });
+  }
+
+  void transform(const py::object& hidden) {
+    const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_}, true);
+    run([&] { ends().transform(rows.data(), rows.size(0)); });
+  }
+
+  void labels(const py::object& hidden, const py::object& out) {
+    const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_});
+    const Argument<float> result(out.ptr(), "out", {rows.size(0), ends().shape().labels}, true);
+    run([&] { ends().labels(rows.data(), rows.size(0), result.data()); });
+  }
+
+  void logits(const py::object& hidden, const py::object& out) {
+    const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_});
+    const Argument<float> result(out.ptr(), "out", {rows.size(0), vocabulary().words()}, true);
+    run([&] { vocabulary().logits(rows.data(), rows.size(0), result.data()); });
+  }
+
+  void step(const py::object& hidden, const py::object& slots, const py::object& starts, const py::object& lengths,
+            const std::optional<py::object>& taps) {
+    const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_}, true);
+    const Argument<std::int64_t> which(slots.ptr(), "slots", {-1});
+    const Argument<std::int64_t> from(starts.ptr(), "starts", {which.size(0)});
+    const Argument<std::int64_t> count(lengths.ptr(), "lengths", {which.size(0)});
     std::optional<Argument<float>> tapped;
-    if (taps) tapped.emplace(*taps, "taps", std::vector<py::ssize_t>{stack_.layers(), rows.size(0), hidden_}, true);
+    if (taps)
+      tapped.emplace(taps->ptr(), "taps", std::vector<std::int64_t>{stack_.layers(), rows.size(0), hidden_}, true);
     run([&] {
       stack_.step(rows.data(), rows.size(0), {which.data(), from.data(), count.data(), which.size(0)},
                   tapped ? tapped->data() : nullptr);
     });
   }
 
-  void finish(const py::buffer& hidden) {
-    const Argument<float> rows(hidden, "hidden", {-1, hidden_}, true);
+  void finish(const py::object& hidden) {
+    const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_}, true);
     run([&] { vocabulary().finish(rows.data(), rows.size(0)); });
   }
 
-  void head_log_probs(const py::buffer& hidden, const py::buffer& out) {
-    const Argument<float> rows(hidden, "hidden", {-1, hidden_});
-    const Argument<float> result(out, "out", {rows.size(0), vocabulary().head_width()}, true);
+  void head_log_probs(const py::object& hidden, const py::object& out) {
+    const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_});
+    const Argument<float> result(out.ptr(), "out", {rows.size(0), vocabulary().head_width()}, true);
     run([&] { vocabulary().head_log_probs(rows.data(), rows.size(0), result.data()); });
   }
 
-  void tail_log_probs(const py::buffer& hidden, std::int64_t cluster, const py::buffer& out) {
-    const Argument<float> rows(hidden, "hidden", {-1, hidden_});
-    const Argument<float> result(out, "out", {rows.size(0), vocabulary().tail_width(cluster)}, true);
+  void tail_log_probs(const py::object& hidden, std::int64_t cluster, const py::object& out) {
+    const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_});
+    const Argument<float> result(out.ptr(), "out", {rows.size(0), vocabulary().tail_width(cluster)}, true);
     run([&] { vocabulary().tail_log_probs(rows.data(), rows.size(0), cluster, result.data()); });
   }
 
-  void target_nll(const py::buffer& hidden, const py::buffer& targets, const py::buffer& out) {
-    const Argument<float> rows(hidden, "hidden", {-1, hidden_});
-    const Argument<std::int64_t> wanted(targets, "targets", {rows.size(0)});
-    const Argument<float> result(out, "out", {rows.size(0)}, true);
+  void target_nll(const py::object& hidden, const py::object& targets, const py::object& out) {
+    const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_});
+    const Argument<std::int64_t> wanted(targets.ptr(), "targets", {rows.size(0)});
+    const Argument<float> result(out.ptr(), "out", {rows.size(0)}, true);
     run([&] { vocabulary().target_nll(rows.data(), rows.size(0), wanted.data(), result.data()); });
   }
 
   std::string instruction_set() const { return compute_.kernels.name; }
   int threads() const { return compute_.pool.threads(); }
 
+  // Of the packed weights: all this model reads, and how many of these another one reads too.
+  std::pair<std::int64_t, std::int64_t> weight_bytes() {
+    cpu::PanelBytes bytes{0, 0};
+    run([&] {
+      std::vector<const cpu::Panels*> parts;
+      stack_.list_panels(parts);
+      if (vocabulary_ != nullptr) parts.push_back(&vocabulary_->memory());
+      if (ends_ != nullptr) parts.push_back(&ends_->memory());
+      bytes = cpu::count_bytes(parts);
+    });
+    return {bytes.held, bytes.shared};
+  }
+
  private:
   static cpu::Kind kind_of(std::int64_t hidden, int dtype) {
     check(hidden >= 1, "hidden", "at least 1", std::to_string(hidden));
     check(dtype == 0 || dtype == 3, "dtype", "0 (float32) or 3 (bfloat16)", std::to_string(dtype));
     return dtype == 0 ? cpu::Kind::kFloat32 : cpu::Kind::kBFloat16;
+  }
+
+  static std::optional<cpu::Activation> activation_of(std::optional<int> code) {
+    if (!code) return std::nullopt;
+    check(*code >= 0 && *code < static_cast<int>(cpu::Activation::kActivations), "activation", "the code of one",
+          std::to_string(*code));
+    return static_cast<cpu::Activation>(*code);
+  }
+
+  cpu::Ends& ends() const {
+    check(ends_ != nullptr, "model", "one whose ends are set", "one without");
+    return *ends_;
   }
 
   cpu::Vocabulary& vocabulary() const {
@@ -257,10 +283,11 @@ class NativeModel {
   }
 
   const std::int64_t hidden_;
-  const cpu::Kind kind_;
+  const cpu::Kind kind_, matrix_kind_;  // of rows that are looked up; of what is only multiplied with
   cpu::Compute compute_;
   cpu::Stack stack_;
   std::unique_ptr<cpu::Vocabulary> vocabulary_;
+  std::unique_ptr<cpu::Ends> ends_;
   std::mutex mutex_;
   const pid_t process_;
 };
@@ -271,19 +298,30 @@ PYBIND11_MODULE(_native, module) {
   py::register_exception_translator(&raise_kernel_error);
   module.def("all_finite", &all_finite, py::arg("data"), py::arg("dtype"));
   module.def("instruction_set", [] { return std::string(cpu::kernels().name); });
+  module.def("instruction_sets", &cpu::isa_names);
   module.def("call_counts", &call_counts);
+  module.def("linear", &linear, py::arg("x"), py::arg("w"), py::arg("y"));
+  module.def("stored_bytes", &cpu::stored_bytes);
   // The plain metaclass, so that the stub can say what the class is.
   py::class_<NativeModel>(module, "NativeModel", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
-      .def(py::init<std::int64_t, int, int>(), py::arg("hidden"), py::arg("dtype"), py::arg("threads"))
+      .def(py::init<std::int64_t, int, bool, int>(), py::arg("hidden"), py::arg("dtype"), py::arg("int8"),
+           py::arg("threads"))
       .def("add_layer", &NativeModel::add_layer, py::kw_only(), py::arg("heads"), py::arg("head_dim"),
            py::arg("persistent"), py::arg("window"), py::arg("segment"), py::arg("reach"), py::arg("first"),
-           py::arg("attended_zeros"), py::arg("ramp"), py::arg("feed_forward"), py::arg("norm_first"),
-           py::arg("norm_eps"), py::arg("arrays"))
+           py::arg("attended_zeros"), py::arg("ramp"), py::arg("both"), py::arg("feed_forward"), py::arg("activation"),
+           py::arg("norm_first"), py::arg("norm_eps"), py::arg("arrays"))
       .def("set_vocabulary", &NativeModel::set_vocabulary, py::kw_only(), py::arg("inputs"), py::arg("outputs"),
            py::arg("clusters_read_hidden"), py::arg("final_norm_eps"), py::arg("embedding_scale"), py::arg("arrays"))
       .def("grow", &NativeModel::grow, py::arg("slots"))
       .def("restart", &NativeModel::restart, py::arg("slot"))
-      .def("embed", &NativeModel::embed, py::arg("ids"), py::arg("hidden"))
+      .def("embed", &NativeModel::embed, py::arg("ids"), py::arg("hidden"), py::arg("positions"),
+           py::arg("token_types"))
+      .def("set_ends", &NativeModel::set_ends, py::kw_only(), py::arg("positions"), py::arg("token_types"),
+           py::arg("embedding_norm_eps"), py::arg("transform"), py::arg("transform_eps"), py::arg("labels"),
+           py::arg("pooler"), py::arg("arrays"))
+      .def("transform", &NativeModel::transform, py::arg("hidden"))
+      .def("labels", &NativeModel::labels, py::arg("hidden"), py::arg("out"))
+      .def("logits", &NativeModel::logits, py::arg("hidden"), py::arg("out"))
       .def("step", &NativeModel::step, py::arg("hidden"), py::arg("slots"), py::arg("starts"), py::arg("lengths"),
            py::arg("taps"))
       .def("finish", &NativeModel::finish, py::arg("hidden"))
@@ -291,5 +329,6 @@ PYBIND11_MODULE(_native, module) {
       .def("tail_log_probs", &NativeModel::tail_log_probs, py::arg("hidden"), py::arg("cluster"), py::arg("out"))
       .def("target_nll", &NativeModel::target_nll, py::arg("hidden"), py::arg("targets"), py::arg("out"))
       .def_property_readonly("instruction_set", &NativeModel::instruction_set)
-      .def_property_readonly("threads", &NativeModel::threads);
+      .def_property_readonly("threads", &NativeModel::threads)
+      .def("weight_bytes", &NativeModel::weight_bytes);
 }

@@ -8,14 +8,15 @@ namespace {
 
 constexpr std::int64_t kLinearRows = 96;        // rows of a chunk: whole register tiles of 6 and of 12
 constexpr std::int64_t kLinearWeights = 32768;  // weights of a chunk: some microseconds to read
-constexpr std::int64_t kNormRows = 16;          // rows of a chunk of layer_norm
+constexpr std::int64_t kNormRows = 16;          // rows of a chunk of layer_norm and narrow
 constexpr std::int64_t kSoftmaxColumns = 8192;  // columns of a chunk of log_softmax
 
 std::int64_t pieces(std::int64_t whole, std::int64_t piece) { return (whole + piece - 1) / piece; }
 
 }  // namespace
 
-void Compute::linear(const Linear& call) {
+void Compute::linear(const Linear& given) {
+  const Linear call = narrowed(given);
   const std::int64_t all = panels(call.w->n);
   const std::int64_t block =
       std::max<std::int64_t>(1, kLinearWeights / (kPanel * std::max<std::int64_t>(1, call.w->k)));
@@ -27,9 +28,51 @@ void Compute::linear(const Linear& call) {
     part.rows = std::min(kLinearRows, call.rows - row);
     part.x += row * call.ldx;
     part.y += row * call.ldy;
+    if (part.x_scale != nullptr) part.x_scale += row;
     if (part.residual != nullptr) part.residual += row * call.ldy;
     kernels.linear(part, first, std::min(all, first + block));
   });
+}
+
+void Compute::linear(const Linear& given, const std::vector<Packed>& pieces) {
+  Linear call = given;
+  call.w = pieces.data();
+  if (pieces.size() == 1) return linear(call);
+  call = narrowed(call);
+  const std::int64_t n = pieces[0].n, count = static_cast<std::int64_t>(pieces.size());
+  const std::int64_t group = std::max<std::int64_t>(1, kLinearWeights / std::max<std::int64_t>(1, n * pieces[0].k));
+  const std::int64_t groups = (count + group - 1) / group;
+  pool.run(groups * ((call.rows + kLinearRows - 1) / kLinearRows), [&](std::int64_t chunk, int) {
+    const std::int64_t row = chunk / groups * kLinearRows, first = chunk % groups * group;
+    for (std::int64_t i = first; i < std::min(count, first + group); ++i) {
+      Linear part = call;
+      part.w = &pieces[i];
+      part.rows = std::min(kLinearRows, call.rows - row);
+      part.x += row * call.ldx;
+      part.y += row * call.ldy + i * n;
+      if (part.bias != nullptr) part.bias += i * n;
+      if (part.residual != nullptr) part.residual += row * call.ldy + i * n;
+      if (part.x_scale != nullptr) part.x_scale += row;
+      kernels.linear(part, 0, panels(n));
+    }
+  });
+}
+
+Linear Compute::narrowed(const Linear& call) {
+  const Kind kind = call.w->kind;
+  if (!kernels.narrows[static_cast<int>(kind)]) return call;
+  Linear narrow = call;
+  narrow.ldx = narrowed_stride(call.w->k);
+  float* to = narrowed_.need(call.rows * (narrow.ldx + 1));
+  float* scale = to + call.rows * narrow.ldx;
+  pool.run(pieces(call.rows, kNormRows), [&](std::int64_t chunk, int) {
+    const std::int64_t row = chunk * kNormRows;
+    kernels.narrow(call.x + row * call.ldx, call.ldx, std::min(kNormRows, call.rows - row), call.w->k, kind,
+                   to + row * narrow.ldx, scale + row);
+  });
+  narrow.x = to;
+  narrow.x_scale = scale;
+  return narrow;
 }
 
 void Compute::layer_norm(const float* x, const float* gain, const float* bias, std::int64_t rows, std::int64_t width,

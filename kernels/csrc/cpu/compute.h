@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "cpu/floats.h"
 #include "cpu/kernels.h"
@@ -14,6 +15,10 @@ class Compute {
   Compute(const Kernels& kernels, int threads) : kernels(kernels), pool(threads) {}
 
   void linear(const Linear& call);
+  // The same for a matrix in pieces of equally many rows, one below the other; call.w is not read.
+  void linear(const Linear& call, const std::vector<Packed>& pieces);
+  // The call as the kernel wants it: x narrowed where the unit narrows the kind of w. Valid until the next one.
+  Linear narrowed(const Linear& call);
   // Rows [rows, width] without gaps; y may be x.
   void layer_norm(const float* x, const float* gain, const float* bias, std::int64_t rows, std::int64_t width,
                   float eps, float* y);
@@ -28,7 +33,7 @@ class Compute {
 
  private:
   Scratch threads_;
-  Scratch partials_;
+  Scratch partials_, narrowed_;
 };
 
 // Rows 16 · panel .. of a packed matrix, as a matrix of their own.

@@ -1,4 +1,5 @@
-// Which compiled set of kernels this process uses. ENGINE_CPU_ISA = generic, avx2 or avx512 forces one.
+// Which compiled set of kernels this process uses. ENGINE_CPU_ISA = generic, avx2, avx512, avx512_bf16 or amx
+// forces one.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +16,7 @@ std::vector<std::string> isa_names();
 // Throws CheckError where the name is unknown, not compiled in, or beyond this CPU.
 const Kernels& kernels_named(const std::string& name);
 
-// The best this CPU has of those whose tests have run on a real CPU (not yet avx512), or what ENGINE_CPU_ISA names.
-// The variable is read at each call: look the table up once.
+// The best this CPU has, or what ENGINE_CPU_ISA names. The variable is read at each call: look the table up once.
 const Kernels& kernels();
 
 // How often each kernel of each instruction set was called so far in this process: proof of what ran.

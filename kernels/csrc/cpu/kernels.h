@@ -36,10 +36,24 @@ constexpr std::int64_t panel_bytes(std::int64_t k, Kind kind) {
   return padded_k(k, kind) * kPanel * (kind == Kind::kFloat32 ? 4 : kind == Kind::kBFloat16 ? 2 : 1);
 }
 
+// What `narrow` makes of float32 rows for a kind whose dot instructions read less than float32: bfloat16 pairs, or
+// sixteen-bit whole numbers x = scale · number, one scale per row, of which a product with int8 weights is exact in 32
+// bits. A row takes narrowed_stride floats, an odd number of cache lines, so that rows do not fall on one another.
+constexpr std::int64_t narrowed_stride(std::int64_t k) { return (k + 31) / 32 * 16 | 16; }
+
+// The largest of those whole numbers: k products with 127 stay below 2^31.
+constexpr std::int64_t narrowed_levels(std::int64_t k) {
+  const std::int64_t fit = 2147483647 / (127 * (k + 4));
+  return fit < 32767 ? fit : 32767;
+}
+
+// gelu: x · Φ(x); gelu_tanh: its approximation by tanh; quick_gelu: x · sigmoid(1.702 x); silu: x · sigmoid(x).
+enum class Activation : int { kNone, kRelu, kGelu, kGeluTanh, kQuickGelu, kSilu, kTanh, kActivations };
+
 // y[r, i] = residual[r, i] + activation(Σ_k x[r, k] · W[i, k] + bias[i]); x [rows, k] with row stride ldx, y and
 // residual with row stride ldy.
 struct Linear {
-  const float* x;
+  const float* x;  // or narrowed rows, where the unit narrows the kind of w
   std::int64_t ldx;
   std::int64_t rows;
   const Packed* w;
@@ -47,7 +61,8 @@ struct Linear {
   const float* residual;  // or null
   float* y;
   std::int64_t ldy;
-  bool relu;
+  Activation activation;
+  const float* x_scale = nullptr;  // [rows] of narrowed rows against int8
 };
 
 // The constants of one head of a layer.
@@ -60,12 +75,14 @@ struct HeadTables {
   float span;                  // adaptive span in tokens; used where ramp > 0
 };
 
-// Which keys a row sees, as in engine_kernels/ops.py Visibility; ramp 0 = no adaptive span.
+// Which keys a row sees, as in engine_kernels/ops.py Visibility; ramp 0 = no adaptive span. both: every key of its
+// sequence, before and behind it (encoders); reach is 0 then, and there is no relative term.
 struct Visibility {
   std::int64_t window, segment, reach;
   int first;
   bool attended_zeros;
   float ramp;
+  bool both = false;
 };
 
 // Prefill: `rows` ≤ kQueryRows consecutive rows of one sequence and one head, one softmax over their visible keys and
@@ -77,14 +94,15 @@ struct AttendRows {
   std::int64_t head_dim;
   const HeadTables* head;
   const Visibility* see;
-  const float* keys;  // the sequence's W + T keys in order of position, float32 panels [panels(W + T)][D][16]: key W +
-                      // i is new row i
+  // The sequence's W + T keys in order of position, float32 panels [panels(W + T)][D][16]: key W + i is new row i.
+  const float* keys;
   const float* values;    // [W + T, D], row stride D
   std::int64_t row;       // index of the first query row among the T new rows
   std::int64_t position;  // of that row in the stream
   float* out;             // [rows, D], row stride ldo
   std::int64_t ldo;
-  float* scratch;  // attend_rows_scratch(head_dim, reach, persistent) floats, 64-byte aligned
+  float* scratch;          // attend_rows_scratch(head_dim, reach, persistent) floats, 64-byte aligned
+  std::int64_t count = 0;  // T; read only where see->both
 };
 
 // Decode, shared part: all B rows of the batch for one head against persistent vectors [begin, end) (multiples of 16,
@@ -119,6 +137,10 @@ struct AttendRing {
 
 struct Kernels {
   const char* name;
+  bool narrows[3];  // by Kind: whether `linear` reads narrowed rows
+  // Rows of x → to [rows, narrowed_stride(k)], scale [rows] for int8; a NaN or an infinity becomes a NaN of the result.
+  void (*narrow)(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, Kind kind, float* to,
+                 float* scale);
   void (*linear)(const Linear& call, std::int64_t panel_begin, std::int64_t panel_end);
   void (*layer_norm)(const float* x, const float* gain, const float* bias, std::int64_t rows, std::int64_t width,
                      float eps, float* y);

@@ -16,12 +16,17 @@ void check_shape(const LayerShape& shape) {
   };
   at_least("heads", shape.heads, 0);
   at_least("feed_forward", shape.feed_forward, 0);
+  const int activation = static_cast<int>(shape.activation);
+  check(activation >= 0 && activation < static_cast<int>(Activation::kActivations), "activation", "the code of one",
+        std::to_string(activation));
   if (shape.heads == 0) return;
   at_least("head_dim", shape.head_dim, 1);
   at_least("persistent", shape.persistent, 0);
   at_least("window", shape.see.window, 0);
   at_least("segment", shape.see.segment, 0);
-  at_least("reach", shape.see.reach, 1);
+  at_least("reach", shape.see.reach, shape.see.both ? 0 : 1);
+  check(!shape.see.both || shape.see.reach == 0, "reach", "0 where rows see both ways",
+        std::to_string(shape.see.reach));
   check(shape.see.first == 0 || shape.see.first == 1, "first", "0 or 1", std::to_string(shape.see.first));
 }
 
@@ -35,29 +40,34 @@ Layer::Layer(const LayerShape& shape, std::int64_t hidden, Kind kind, const Arra
   if (shape.feed_forward > 0) {
     const std::int64_t width = shape.feed_forward;
     feed_forward_norm = norm(arrays, "feed_forward_norm", hidden);
-    up = pack(arrays.get("feed_forward.up", {width, hidden}), width, hidden, hidden, 1, kind, pool);
+    up = memory.add(pack(arrays.get("feed_forward.up", {width, hidden}), width, hidden, hidden, 1, kind, pool));
     up_bias = copied(arrays.find("feed_forward.up_bias", {width}), width);
-    down = pack(arrays.get("feed_forward.down", {hidden, width}), hidden, width, width, 1, kind, pool);
+    down = memory.add(pack(arrays.get("feed_forward.down", {hidden, width}), hidden, width, width, 1, kind, pool));
     down_bias = copied(arrays.find("feed_forward.down_bias", {hidden}), hidden);
   }
   arrays.check_all_used();
 }
 
 void Layer::pack_attention(std::int64_t hidden, Kind kind, const Arrays& arrays, Pool& pool) {
+  const bool whole_panels = shape.head_dim % kPanel == 0;
   std::vector<float> joined;
-  joined.reserve(3 * width() * hidden);
   for (const char* part : {"query", "key", "value"}) {
     const std::string name = std::string("attention.") + part;
     const float* rows = arrays.get(name, {width(), hidden});
-    joined.insert(joined.end(), rows, rows + width() * hidden);
+    if (whole_panels)
+      for (std::int64_t head = 0; head < shape.heads; ++head)
+        qkv.push_back(
+            memory.add(pack(rows + head * shape.head_dim * hidden, shape.head_dim, hidden, hidden, 1, kind, pool)));
+    else
+      joined.insert(joined.end(), rows, rows + width() * hidden);
     if (!arrays.has(name + "_bias")) continue;
     const float* bias = arrays.get(name + "_bias", {width()});
     qkv_bias.insert(qkv_bias.end(), bias, bias + width());
   }
+  if (!whole_panels) qkv.push_back(memory.add(pack(joined.data(), 3 * width(), hidden, hidden, 1, kind, pool)));
   check(qkv_bias.empty() || static_cast<std::int64_t>(qkv_bias.size()) == 3 * width(), "attention.query_bias",
         "query, key and value biases, or none", "some of them");
-  qkv = pack(joined.data(), 3 * width(), hidden, hidden, 1, kind, pool);
-  output = pack(arrays.get("attention.output", {hidden, width()}), hidden, width(), width(), 1, kind, pool);
+  output = memory.add(pack(arrays.get("attention.output", {hidden, width()}), hidden, width(), width(), 1, kind, pool));
   if (shape.see.attended_zeros) {
     zero_key = copied(arrays.get("attention.zero_key", {shape.heads, shape.head_dim}), width());
     zero_value = copied(arrays.get("attention.zero_value", {shape.heads, shape.head_dim}), width());
@@ -75,12 +85,8 @@ void Layer::pack_heads(Kind kind, const Arrays& arrays, Pool& pool) {
   if (shape.see.ramp > 0) spans = arrays.get("spans", {shape.heads});
   content_bias_ = copied(arrays.find("attention.content_bias", {shape.heads, depth}), width());
   position_bias_ = copied(arrays.find("attention.position_bias", {shape.heads, depth}), width());
-  const auto add_table = [&](PackedBuffer table) {
-    tables_.push_back(std::move(table));
-    return tables_.back().view();
-  };
   const auto distances = [&](const float* nearest_first) {
-    return add_table(pack(nearest_first + (reach - 1) * depth, reach, depth, -depth, 1, kind, pool));
+    return memory.add(pack(nearest_first + (reach - 1) * depth, reach, depth, -depth, 1, kind, pool));
   };
   const Packed none{nullptr, nullptr, 0, depth, kind};
   const float* own_distances = nullptr;
@@ -94,8 +100,8 @@ void Layer::pack_heads(Kind kind, const Arrays& arrays, Pool& pool) {
     HeadTables tables{none, Packed{nullptr, nullptr, depth, 0, kind}, shared, nullptr, nullptr, 0.0f};
     if (count > 0) {
       const std::int64_t at = head * count * depth;
-      tables.persistent_keys = add_table(pack(keys + at, count, depth, depth, 1, kind, pool));
-      tables.persistent_values = add_table(pack(values + at, depth, count, 1, depth, kind, pool));
+      tables.persistent_keys = memory.add(pack(keys + at, count, depth, depth, 1, kind, pool));
+      tables.persistent_values = memory.add(pack(values + at, depth, count, 1, depth, kind, pool));
     }
     if (own_distances != nullptr) tables.distances = distances(own_distances + head * reach * depth);
     if (!content_bias_.empty()) tables.content_bias = content_bias_.data() + head * depth;

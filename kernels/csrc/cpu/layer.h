@@ -6,7 +6,7 @@
 
 #include "cpu/arrays.h"
 #include "cpu/kernels.h"
-#include "cpu/pack.h"
+#include "cpu/panel_store.h"
 
 namespace headcount::cpu {
 
@@ -16,6 +16,7 @@ struct LayerShape {
   std::int64_t head_dim;
   std::int64_t persistent;
   std::int64_t feed_forward;
+  Activation activation;  // of the feed-forward
   Visibility see;
   bool norm_first;
   float norm_eps;
@@ -33,17 +34,19 @@ struct Layer {
 
   LayerShape shape;
   Norm attention_norm, feed_forward_norm;
-  PackedBuffer qkv;  // [3 · H · D, hidden]: queries, keys, values, so that one pass over x gives all three
-  PackedBuffer output, up, down;
+  // [D, hidden] of each head: the queries' of all heads, the keys', the values', so that one pass over x gives all
+  // three; where a head does not fill whole panels, one matrix [3 · H · D, hidden].
+  std::vector<Packed> qkv;
+  Packed output{}, up{}, down{};
   std::vector<float> qkv_bias, output_bias, up_bias, down_bias;
   std::vector<float> zero_key, zero_value;
   std::vector<HeadTables> heads;
+  Panels memory;  // what all of these stand in
 
  private:
   void pack_attention(std::int64_t hidden, Kind kind, const Arrays& arrays, Pool& pool);
   void pack_heads(Kind kind, const Arrays& arrays, Pool& pool);
 
-  std::vector<PackedBuffer> tables_;  // what `heads` points into
   std::vector<float> content_bias_, position_bias_;
 };
 

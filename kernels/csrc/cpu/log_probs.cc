@@ -19,21 +19,28 @@ std::int64_t pieces(std::int64_t whole, std::int64_t piece) { return (whole + pi
 // hidden [rows, hidden] → [rows, width of the cluster]; hidden itself where nothing projects it.
 const float* Vocabulary::projected(const float* hidden, std::int64_t rows, std::int64_t cluster) {
   if (!shape_.outputs[cluster].projected) return hidden;
-  const Packed w = outputs_[cluster].projection.view();
+  const Packed w = outputs_[cluster].projection;
   float* y = projected_.need(rows * w.n);
-  compute_.linear({hidden, shape_.hidden, rows, &w, nullptr, nullptr, y, w.n, false});
+  compute_.linear({hidden, shape_.hidden, rows, &w, nullptr, nullptr, y, w.n, Activation::kNone});
   return y;
+}
+
+void Vocabulary::logits(const float* hidden, std::int64_t rows, float* out) {
+  const Packed words = outputs_[0].rows;
+  compute_.linear({projected(hidden, rows, 0), words.k, rows, &words, data_or_null(outputs_[0].bias), nullptr, out,
+                   words.n, Activation::kNone});
 }
 
 void Vocabulary::head_log_probs(const float* hidden, std::int64_t rows, float* out) {
   const float* first = projected(hidden, rows, 0);
-  const Packed words = outputs_[0].rows.view();
-  compute_.linear({first, words.k, rows, &words, data_or_null(outputs_[0].bias), nullptr, out, head_width(), false});
+  const Packed words = outputs_[0].rows;
+  compute_.linear(
+      {first, words.k, rows, &words, data_or_null(outputs_[0].bias), nullptr, out, head_width(), Activation::kNone});
   if (tails() > 0) {
-    const Packed entries = entries_.view();
+    const Packed entries = entries_;
     const float* x = shape_.clusters_read_hidden ? hidden : first;
-    compute_.linear(
-        {x, entries.k, rows, &entries, data_or_null(entries_bias_), nullptr, out + words.n, head_width(), false});
+    compute_.linear({x, entries.k, rows, &entries, data_or_null(entries_bias_), nullptr, out + words.n, head_width(),
+                     Activation::kNone});
   }
   compute_.log_softmax(out, rows, head_width());
 }
@@ -41,8 +48,9 @@ void Vocabulary::head_log_probs(const float* hidden, std::int64_t rows, float* o
 void Vocabulary::tail_log_probs(const float* hidden, std::int64_t rows, std::int64_t cluster, float* out) {
   const std::int64_t width = tail_width(cluster);
   const float* x = projected(hidden, rows, cluster);
-  const Packed words = outputs_[cluster].rows.view();
-  compute_.linear({x, words.k, rows, &words, data_or_null(outputs_[cluster].bias), nullptr, out, width, false});
+  const Packed words = outputs_[cluster].rows;
+  compute_.linear(
+      {x, words.k, rows, &words, data_or_null(outputs_[cluster].bias), nullptr, out, width, Activation::kNone});
   compute_.log_softmax(out, rows, width);
 }
 
@@ -54,14 +62,20 @@ void Vocabulary::log_mass(const Packed& w, const float* bias, const float* x, st
   float* partials = partials_.need(2 * rows * blocks);
   float* scratch = compute_.for_threads(kRows * kColumns);
   const std::int64_t stride = compute_.thread_stride;
+  const Linear whole = compute_.narrowed({x, w.k, rows, &w, nullptr, nullptr, nullptr, kColumns, Activation::kNone});
   compute_.pool.run(chunks, [&](std::int64_t chunk, int thread) {
     const std::int64_t block = chunk % blocks, column = block * kColumns, first = chunk / blocks * kRows;
     const std::int64_t count = std::min(kRows, rows - first);
     const Packed part = panel_range(w, column / kPanel, std::min(panels(w.n), (column + kColumns) / kPanel));
     float* y = scratch + thread * stride;
-    compute_.kernels.linear(
-        {x + first * w.k, w.k, count, &part, bias == nullptr ? nullptr : bias + column, nullptr, y, kColumns, false}, 0,
-        panels(part.n));
+    Linear logit = whole;
+    logit.x += first * whole.ldx;
+    logit.rows = count;
+    logit.w = &part;
+    logit.bias = bias == nullptr ? nullptr : bias + column;
+    logit.y = y;
+    if (logit.x_scale != nullptr) logit.x_scale += first;
+    compute_.kernels.linear(logit, 0, panels(part.n));
     for (std::int64_t row = 0; row < count; ++row) {
       float* own = partials + 2 * ((first + row) * blocks + block);
       compute_.kernels.log_sum_exp(y + row * kColumns, part.n, own, own + 1);
@@ -107,11 +121,11 @@ void Vocabulary::add_nll(const float* x, const std::int64_t* targets, std::int64
   const float* narrow = projected(x, count, c);
   wanted_.resize(count);
   for (std::int64_t m = 0; m < count; ++m) wanted_[m] = targets[members_[m]] - shape_.outputs[c].start;
-  log_mass(outputs_[c].rows.view(), data_or_null(outputs_[c].bias), narrow, count, wanted_.data(), mass, logits);
+  log_mass(outputs_[c].rows, data_or_null(outputs_[c].bias), narrow, count, wanted_.data(), mass, logits);
   if (c == 0 && tails() > 0) {
     for (std::int64_t m = 0; m < count; ++m) wanted_[m] = entry_column(targets[members_[m]]);
-    log_mass(entries_.view(), data_or_null(entries_bias_), shape_.clusters_read_hidden ? x : narrow, count,
-             wanted_.data(), entry_mass, logits);
+    log_mass(entries_, data_or_null(entries_bias_), shape_.clusters_read_hidden ? x : narrow, count, wanted_.data(),
+             entry_mass, logits);
     for (std::int64_t m = 0; m < count; ++m)
       join(mass[2 * m], mass[2 * m + 1], entry_mass[2 * m], entry_mass[2 * m + 1]);
   }
@@ -119,6 +133,7 @@ void Vocabulary::add_nll(const float* x, const std::int64_t* targets, std::int64
 }
 
 void Vocabulary::target_nll(const float* hidden, std::int64_t rows, const std::int64_t* targets, float* out) {
+  words();  // refuses a model that has none
   for (std::int64_t row = 0; row < rows; ++row)
     check(targets[row] >= -1 && targets[row] < size(), "targets",
           "ids from 0 to " + std::to_string(size() - 1) + ", or -1", std::to_string(targets[row]));

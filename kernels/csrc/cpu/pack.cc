@@ -3,21 +3,18 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <new>
 
 #include "common/checks.h"
 
 namespace headcount::cpu {
 namespace {
 
-constexpr std::align_val_t kAlignment{64};
-
 // Upper half of the bits, rounded to nearest, ties to even; a NaN stays one.
 std::uint16_t to_bfloat16(float x) {
   std::uint32_t bits;
   std::memcpy(&bits, &x, 4);
-  if (x != x) return static_cast<std::uint16_t>(bits >> 16 | 0x40);
-  return static_cast<std::uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+  const std::uint32_t rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+  return static_cast<std::uint16_t>(x != x ? bits >> 16 | 0x40 : rounded);
 }
 
 float from_bfloat16(std::uint16_t half) {
@@ -27,62 +24,123 @@ float from_bfloat16(std::uint16_t half) {
   return x;
 }
 
-// Bounds before the conversion, so that a NaN, which the loaders refuse, is no undefined behaviour here.
+// To nearest, ties to even: beside 1.5 · 2^23 no fraction is left. Bounds first, so that a NaN, which the loaders
+// refuse, is no undefined behaviour here.
 std::int8_t to_int8(float x) {
-  return static_cast<std::int8_t>(std::nearbyint(std::min(127.0f, std::max(-127.0f, x))));
+  constexpr float kWhole = 12582912.0f;
+  const float bounded = std::min(127.0f, std::max(-127.0f, x));
+  return static_cast<std::int8_t>(static_cast<std::int32_t>((bounded + kWhole) - kWhole));
 }
 
 struct Source {
   const float* w;
   std::int64_t n, k, row_stride, column_stride;
-
-  float at(std::int64_t row, std::int64_t column) const {
-    return row < n && column < k ? w[row * row_stride + column * column_stride] : 0.0f;
-  }
 };
 
-float scale_of(const Source& source, std::int64_t row) {
-  float largest = 0.0f;
-  for (std::int64_t column = 0; column < source.k; ++column)
-    largest = std::max(largest, std::fabs(source.at(row, column)));
-  return largest / 127.0f;
+void find_scales(const Source& source, std::int64_t panel, float* scale) {
+  const std::int64_t first = panel * kPanel, lanes = std::min(kPanel, source.n - first);
+  const float* w = source.w + first * source.row_stride;
+  std::fill_n(scale, kPanel, 0.0f);
+  const bool by_columns = source.column_stride != 1;
+  for (std::int64_t outer = 0; outer < (by_columns ? source.k : lanes); ++outer)
+    for (std::int64_t inner = 0; inner < (by_columns ? lanes : source.k); ++inner) {
+      const std::int64_t lane = by_columns ? inner : outer, column = by_columns ? outer : inner;
+      scale[lane] = std::max(scale[lane], std::fabs(w[lane * source.row_stride + column * source.column_stride]));
+    }
+  for (std::int64_t lane = 0; lane < kPanel; ++lane) scale[lane] /= 127.0f;
 }
 
-template <typename Element, typename Convert>
-void fill_panel(const Source& source, std::int64_t panel, std::int64_t group, std::int64_t stored, Element* out,
-                Convert convert) {
-  for (std::int64_t column = 0; column < stored; column += group)
-    for (std::int64_t lane = 0; lane < kPanel; ++lane)
-      for (std::int64_t i = 0; i < group; ++i)
-        *out++ = convert(source.at(panel * kPanel + lane, column + i), panel * kPanel + lane);
+// Where element (lane, column) of a panel lies whose columns stand in groups.
+template <std::int64_t GROUP>
+constexpr std::int64_t place(std::int64_t lane, std::int64_t column) {
+  return column / GROUP * GROUP * kPanel + lane * GROUP + column % GROUP;
+}
+
+// convert(x, lane) of every element; in squares of 16 by 16, so that neither side is read or written with long strides.
+template <std::int64_t GROUP, typename Element, typename Convert>
+void fill_panel(const Source& source, std::int64_t panel, std::int64_t stored, Element* out, Convert convert) {
+  const std::int64_t first = panel * kPanel, lanes = std::min(kPanel, source.n - first);
+  if (lanes < kPanel || stored > source.k) std::memset(out, 0, sizeof(Element) * stored * kPanel);
+  const bool by_columns = source.column_stride != 1;
+  for (std::int64_t begin = 0; begin < source.k; begin += kPanel) {
+    const std::int64_t columns = std::min(kPanel, source.k - begin);
+    Element* square = out + begin * kPanel;
+    const float* w = &source.w[first * source.row_stride + begin * source.column_stride];
+    if (by_columns) {
+      for (std::int64_t column = 0; column < columns; ++column)
+        for (std::int64_t lane = 0; lane < lanes; ++lane)
+          square[place<GROUP>(lane, column)] =
+              convert(w[lane * source.row_stride + column * source.column_stride], lane);
+    } else if (columns == kPanel) {
+      for (std::int64_t lane = 0; lane < lanes; ++lane)
+        for (std::int64_t group = 0; group < kPanel / GROUP; ++group) {
+          Element together[GROUP];
+          for (std::int64_t i = 0; i < GROUP; ++i)
+            together[i] = convert(w[lane * source.row_stride + group * GROUP + i], lane);
+          std::memcpy(square + place<GROUP>(lane, group * GROUP), together, sizeof together);
+        }
+    } else {
+      for (std::int64_t lane = 0; lane < lanes; ++lane)
+        for (std::int64_t column = 0; column < columns; ++column)
+          square[place<GROUP>(lane, column)] = convert(w[lane * source.row_stride + column], lane);
+    }
+  }
 }
 
 void fill(const Source& source, std::int64_t panel, Kind kind, PackedBuffer& packed) {
   char* out = packed.data() + panel * panel_bytes(source.k, kind);
   const std::int64_t stored = padded_k(source.k, kind);
   if (kind == Kind::kFloat32) {
-    fill_panel(source, panel, 1, stored, reinterpret_cast<float*>(out), [](float x, std::int64_t) { return x; });
+    fill_panel<1>(source, panel, stored, reinterpret_cast<float*>(out), [](float x, std::int64_t) { return x; });
   } else if (kind == Kind::kBFloat16) {
-    fill_panel(source, panel, 2, stored, reinterpret_cast<std::uint16_t*>(out),
-               [](float x, std::int64_t) { return to_bfloat16(x); });
+    fill_panel<2>(source, panel, stored, reinterpret_cast<std::uint16_t*>(out),
+                  [](float x, std::int64_t) { return to_bfloat16(x); });
   } else {
-    float* scale = packed.scale();
-    for (std::int64_t row = panel * kPanel; row < (panel + 1) * kPanel; ++row) scale[row] = scale_of(source, row);
-    fill_panel(source, panel, 4, stored, reinterpret_cast<std::int8_t*>(out), [scale](float x, std::int64_t row) {
-      return scale[row] > 0.0f ? to_int8(x / scale[row]) : std::int8_t{0};
+    float* scale = packed.scale() + panel * kPanel;
+    find_scales(source, panel, scale);
+    fill_panel<4>(source, panel, stored, reinterpret_cast<std::int8_t*>(out), [scale](float x, std::int64_t lane) {
+      return scale[lane] > 0.0f ? to_int8(x / scale[lane]) : std::int8_t{0};
     });
+  }
+}
+
+// Four chains of multiplications side by side over the 64-bit words of a panel, whose size is a multiple of 16 bytes.
+std::uint64_t mixed(const char* data, std::int64_t bytes) {
+  std::uint64_t chains[4] = {1, 2, 3, 4};
+  for (std::int64_t at = 0; at < bytes; at += 16)
+    for (int i = 0; i < 2; ++i) {
+      std::uint64_t word;
+      std::memcpy(&word, data + at + 8 * i, 8);
+      std::uint64_t& chain = chains[at / 16 % 2 * 2 + i];
+      chain = (chain ^ word) * 0x9E3779B97F4A7C15u;
+      chain ^= chain >> 29;
+    }
+  std::uint64_t all = 0;
+  for (const std::uint64_t chain : chains) all = (all ^ chain) * 0xD6E8FEB86659FD93u, all ^= all >> 32;
+  return all;
+}
+
+template <std::int64_t GROUP, typename Element>
+void transpose(const Packed& w, std::int64_t panel, Element* out) {
+  const std::int64_t lanes = std::min(kPanel, w.k - panel * kPanel), stored = padded_k(w.n, w.kind);
+  if (lanes < kPanel) std::memset(out, 0, sizeof(Element) * stored * kPanel);
+  for (std::int64_t begin = 0; begin < stored; begin += kPanel) {
+    const auto* from =
+        reinterpret_cast<const Element*>(static_cast<const char*>(w.data) + begin / kPanel * panel_bytes(w.k, w.kind)) +
+        panel * kPanel * kPanel;
+    const std::int64_t columns = std::min(kPanel, stored - begin);
+    for (std::int64_t lane = 0; lane < lanes; ++lane)
+      for (std::int64_t column = 0; column < columns; ++column)
+        out[begin * kPanel + place<GROUP>(lane, column)] = from[place<GROUP>(column, lane)];
   }
 }
 
 }  // namespace
 
-void PackedBuffer::Free::operator()(char* data) const { ::operator delete(data, kAlignment); }
-
 PackedBuffer::PackedBuffer(std::int64_t n, std::int64_t k, Kind kind) : n_(n), k_(k), kind_(kind) {
   check(n >= 0, "n", "0 or more rows", std::to_string(n));
   check(k >= 0, "k", "0 or more columns", std::to_string(k));
-  data_.reset(
-      static_cast<char*>(::operator new(static_cast<std::size_t>(panels(n) * panel_bytes(k, kind)), kAlignment)));
+  data_ = panel_memory(panels(n) * panel_bytes(k, kind));
   if (kind == Kind::kInt8) scale_.resize(static_cast<std::size_t>(panels(n) * kPanel));
 }
 
@@ -90,31 +148,50 @@ std::int64_t PackedBuffer::bytes() const {
   return panels(n_) * panel_bytes(k_, kind_) + static_cast<std::int64_t>(scale_.size() * sizeof(float));
 }
 
+bool PackedBuffer::equals(const PackedBuffer& other) const {
+  if (n_ != other.n_ || k_ != other.k_ || kind_ != other.kind_ || mark_ != other.mark_) return false;
+  return scale_ == other.scale_ &&
+         std::memcmp(data_.get(), other.data_.get(), panels(n_) * panel_bytes(k_, kind_)) == 0;
+}
+
 PackedBuffer pack(const float* w, std::int64_t n, std::int64_t k, std::int64_t row_stride, std::int64_t column_stride,
                   Kind kind, Pool& pool) {
   PackedBuffer packed(n, k, kind);
   const Source source{w, n, k, row_stride, column_stride};
-  pool.run(panels(n), [&](std::int64_t panel, int) { fill(source, panel, kind, packed); });
+  std::vector<std::uint64_t> marks(static_cast<std::size_t>(panels(n) + 1) / 2 * 2);  // whole 16 bytes
+  pool.run(panels(n), [&](std::int64_t panel, int) {
+    fill(source, panel, kind, packed);
+    marks[panel] = mixed(packed.data() + panel * panel_bytes(k, kind), panel_bytes(k, kind));
+  });
+  packed.set_mark(mixed(reinterpret_cast<const char*>(marks.data()), static_cast<std::int64_t>(marks.size()) * 8));
   return packed;
 }
 
-void unpack(const Packed& w, float* out) {
-  for (std::int64_t row = 0; row < w.n; ++row) {
-    const char* panel = static_cast<const char*>(w.data) + row / kPanel * panel_bytes(w.k, w.kind);
-    const std::int64_t lane = row % kPanel;
-    for (std::int64_t column = 0; column < w.k; ++column) {
-      float x;
-      if (w.kind == Kind::kFloat32)
-        x = reinterpret_cast<const float*>(panel)[column * kPanel + lane];
-      else if (w.kind == Kind::kBFloat16)
-        x = from_bfloat16(
-            reinterpret_cast<const std::uint16_t*>(panel)[column / 2 * 2 * kPanel + lane * 2 + column % 2]);
-      else
-        x = w.scale[row] * static_cast<float>(reinterpret_cast<const std::int8_t*>(
-                               panel)[column / 4 * 4 * kPanel + lane * 4 + column % 4]);
-      *out++ = x;
-    }
+void transpose_panel(const Packed& w, std::int64_t panel, void* out) {
+  check(w.kind != Kind::kInt8, "w", "float32 or bfloat16: scales are by row", "int8");
+  if (w.kind == Kind::kFloat32)
+    transpose<1>(w, panel, static_cast<float*>(out));
+  else
+    transpose<2>(w, panel, static_cast<std::uint16_t*>(out));
+}
+
+void unpack_row(const Packed& w, std::int64_t row, float* out) {
+  const char* panel = static_cast<const char*>(w.data) + row / kPanel * panel_bytes(w.k, w.kind);
+  const std::int64_t lane = row % kPanel;
+  if (w.kind == Kind::kFloat32) {
+    const auto* values = reinterpret_cast<const float*>(panel);
+    for (std::int64_t c = 0; c < w.k; ++c) out[c] = values[place<1>(lane, c)];
+  } else if (w.kind == Kind::kBFloat16) {
+    const auto* values = reinterpret_cast<const std::uint16_t*>(panel);
+    for (std::int64_t c = 0; c < w.k; ++c) out[c] = from_bfloat16(values[place<2>(lane, c)]);
+  } else {
+    const auto* values = reinterpret_cast<const std::int8_t*>(panel);
+    for (std::int64_t c = 0; c < w.k; ++c) out[c] = w.scale[row] * static_cast<float>(values[place<4>(lane, c)]);
   }
+}
+
+void unpack(const Packed& w, float* out) {
+  for (std::int64_t row = 0; row < w.n; ++row) unpack_row(w, row, out + row * w.k);
 }
 
 }  // namespace headcount::cpu

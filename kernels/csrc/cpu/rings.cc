@@ -75,8 +75,8 @@ void Rings::write(std::int64_t slot, std::int64_t head, std::int64_t position, c
 
 void Rings::gather(std::int64_t slot, std::int64_t head, std::int64_t position, const float* new_keys,
                    const float* new_values, std::int64_t rows, std::int64_t ld, float* keys, float* values) {
-  const std::int64_t oldest = position % reach_,
-                     older = reach_ - oldest;  // slots oldest .. W - 1, then 0 .. oldest - 1
+  const std::int64_t oldest = reach_ > 0 ? position % reach_ : 0;
+  const std::int64_t older = reach_ - oldest;  // slots oldest .. W - 1, then 0 .. oldest - 1
   copy_columns(this->keys(slot, head), oldest, keys, 0, older, head_dim_);
   copy_columns(this->keys(slot, head), 0, keys, older, oldest, head_dim_);
   const float* ring = this->values(slot, head);

@@ -16,8 +16,9 @@ void Stack::add_layer(const LayerShape& shape, const Arrays& arrays) {
   check(slots_ == 0, "model", "its layers before any slot", std::to_string(slots_) + " slots");
   layers_.emplace_back(shape, hidden_, kind_, arrays, compute_.pool);
   const Layer& layer = layers_.back();
+  check(shape.see.both == sees_both(), "layers", "all that see both ways, or none", "some of them");
   const std::int64_t reach = shape.heads > 0 ? shape.see.reach : 0;
-  rings_.emplace_back(shape.heads, reach > 0 ? shape.head_dim : 0, reach, data_or_null(layer.zero_key),
+  rings_.emplace_back(shape.heads, shape.heads > 0 ? shape.head_dim : 0, reach, data_or_null(layer.zero_key),
                       data_or_null(layer.zero_value));
   widest_reach_ = std::max(widest_reach_, reach);
 }
@@ -41,7 +42,8 @@ void Stack::check_sequences(std::int64_t rows, const Sequences& sequences) {
     check(slot >= 0 && slot < slots_, "slots", "slots that were opened", std::to_string(slot));
     check(seen_[slot] != epoch_, "slots", "each slot once", std::to_string(slot) + " twice");
     seen_[slot] = epoch_;
-    check(start >= 0 && start <= kLongest, "starts", "positions from 0", std::to_string(start));
+    check(start >= 0 && start <= (sees_both() ? 0 : kLongest), "starts",
+          sees_both() ? "position 0, for rows see both ways" : "positions from 0", std::to_string(start));
     check(length >= 1 && length <= rows, "lengths", "at least 1, at most all rows", std::to_string(length));
     total += length;
   }
@@ -72,19 +74,24 @@ std::int64_t Stack::plan_pass(const Sequences& sequences) {
   parts_.clear();
   singles_.clear();
   longs_.clear();
-  std::int64_t rows = 0, keys = 0, origin = 0;
+  std::int64_t rows = 0, keys = 0, origin = 0, longest = 0;
+  const bool whole = sees_both();
   for (std::int64_t s = 0; s < sequences.count; origin += sequences.lengths[s], ++s) {
     const std::int64_t left = sequences.lengths[s] - done_[s];
     if (left == 0) continue;
-    const std::int64_t length = std::min(left, kPartRows), gathered = length > 1 ? widest_reach_ + length : 0;
+    const std::int64_t length = whole ? left : std::min(left, kPartRows);
+    const bool single = length == 1 && !whole;
+    const std::int64_t gathered = single ? 0 : widest_reach_ + length;
     if (rows > 0 && (rows + length > kPassRows || keys + gathered > kPassKeys)) break;
     const Part part{sequences.slots[s], sequences.starts[s] + done_[s], length, rows, origin + done_[s], 0, 0, 0, 0};
     parts_.push_back(part);
-    (length == 1 ? singles_ : longs_).push_back(part);
+    (single ? singles_ : longs_).push_back(part);
+    longest = std::max(longest, length);
     done_[s] += length;
     rows += length;
     keys += gathered;
   }
+  blocks_ = (longest + kQueryRows - 1) / kQueryRows;
   return rows;
 }
 
@@ -105,19 +112,20 @@ void Stack::run_layer(const Layer& layer, Rings& rings, float* hidden, std::int6
   const auto apply = [&](const Norm& norm, float* y) {
     compute_.layer_norm(hidden, norm.gain.data(), norm.bias.data(), rows, hidden_, shape.norm_eps, y);
   };
-  const auto multiply = [&](const PackedBuffer& w, const std::vector<float>& bias, const float* x, float* y, bool relu,
-                            bool add) {
-    const Packed view = w.view();
-    compute_.linear({x, view.k, rows, &view, data_or_null(bias), add ? y : nullptr, y, view.n, relu});
+  const auto multiply = [&](const Packed& w, const std::vector<float>& bias, const float* x, float* y,
+                            Activation activation, bool add) {
+    compute_.linear({x, w.k, rows, &w, data_or_null(bias), add ? y : nullptr, y, w.n, activation});
   };
 
   if (shape.heads > 0) {
     float* qkv = qkv_.need(rows * 3 * layer.width());
     float* mixed = mixed_.need(rows * layer.width());
     if (shape.norm_first) apply(layer.attention_norm, normed);
-    multiply(layer.qkv, layer.qkv_bias, normed, qkv, false, false);
+    compute_.linear({normed, hidden_, rows, nullptr, data_or_null(layer.qkv_bias), nullptr, qkv, 3 * layer.width(),
+                     Activation::kNone},
+                    layer.qkv);
     attend(layer, rings, qkv, mixed);
-    multiply(layer.output, layer.output_bias, mixed, hidden, false, true);
+    multiply(layer.output, layer.output_bias, mixed, hidden, Activation::kNone, true);
   } else if (!layer.output_bias.empty()) {
     for (std::int64_t i = 0; i < rows * hidden_; ++i) hidden[i] += layer.output_bias[i % hidden_];
   }
@@ -126,8 +134,8 @@ void Stack::run_layer(const Layer& layer, Rings& rings, float* hidden, std::int6
 
   float* inner = inner_.need(rows * shape.feed_forward);
   if (shape.norm_first) apply(layer.feed_forward_norm, normed);
-  multiply(layer.up, layer.up_bias, normed, inner, true, false);
-  multiply(layer.down, layer.down_bias, inner, hidden, false, true);
+  multiply(layer.up, layer.up_bias, normed, inner, shape.activation, false);
+  multiply(layer.down, layer.down_bias, inner, hidden, Activation::kNone, true);
   if (!shape.norm_first) apply(layer.feed_forward_norm, hidden);
 }
 

@@ -13,6 +13,7 @@ namespace headcount::cpu {
 constexpr std::int64_t kPartRows = 256;  // rows of one sequence that go through the layers together
 
 // Sequence s continues slots[s] at position starts[s] with lengths[s] rows; the rows of a batch follow one another.
+// Where the layers see both ways a sequence comes whole, from position 0.
 struct Sequences {
   const std::int64_t* slots;
   const std::int64_t* starts;
@@ -34,6 +35,11 @@ class Stack {
   // CheckError before anything is changed.
   void step(float* hidden, std::int64_t rows, const Sequences& sequences, float* taps);
 
+  // The matrices of every layer, added to `parts`.
+  void list_panels(std::vector<const Panels*>& parts) const {
+    for (const Layer& layer : layers_) parts.push_back(&layer.memory);
+  }
+
   std::int64_t layers() const { return static_cast<std::int64_t>(layers_.size()); }
 
  private:
@@ -49,6 +55,7 @@ class Stack {
     float* partials;
   };
 
+  bool sees_both() const { return !layers_.empty() && layers_.front().shape.see.both; }
   void check_sequences(std::int64_t rows, const Sequences& sequences);
   std::int64_t plan_pass(const Sequences& sequences);
   void run_layers(float* hidden, std::int64_t rows, float* taps, std::int64_t tap_rows);
@@ -70,6 +77,7 @@ class Stack {
   std::vector<Rings> rings_;  // of a layer without heads: empty
   std::int64_t slots_ = 0;
   std::int64_t widest_reach_ = 0;
+  std::int64_t blocks_ = 0;  // units of a part and head in the pass at hand
 
   // The pass being run: its parts, of one row or longer, and how many rows of each sequence are done.
   std::vector<Part> parts_, singles_, longs_;

@@ -6,9 +6,8 @@
 namespace headcount::cpu {
 namespace {
 
-constexpr std::int64_t kSplit = 512;                                         // persistent vectors of a unit
-constexpr std::int64_t kSingles = 64;                                        // single rows of a unit
-constexpr std::int64_t kBlocks = (kPartRows + kQueryRows - 1) / kQueryRows;  // units of a part and head
+constexpr std::int64_t kSplit = 512;   // persistent vectors of a unit
+constexpr std::int64_t kSingles = 64;  // single rows of a unit
 
 std::int64_t pieces(std::int64_t whole, std::int64_t piece) { return (whole + piece - 1) / piece; }
 
@@ -33,7 +32,7 @@ void Stack::attend(const Layer& layer, Rings& rings, const float* qkv, float* ou
     else
       gather(layer, rings, qkv, unit - persistent);
   });
-  compute_.pool.run(singles + longs * kBlocks, [&](std::int64_t unit, int thread) {
+  compute_.pool.run(singles + longs * blocks_, [&](std::int64_t unit, int thread) {
     if (unit < singles)
       attend_single(layer, rings, shared, qkv, unit, out, scratch + thread * stride);
     else
@@ -131,8 +130,8 @@ void Stack::attend_single(const Layer& layer, Rings& rings, const Shared& shared
 
 void Stack::attend_block(const Layer& layer, const float* qkv, std::int64_t unit, float* out, float* scratch) {
   const std::int64_t heads = layer.shape.heads, depth = layer.shape.head_dim, width = layer.width();
-  const Part& part = longs_[unit / kBlocks / heads];
-  const std::int64_t head = unit / kBlocks % heads, row = unit % kBlocks * kQueryRows;
+  const Part& part = longs_[unit / blocks_ / heads];
+  const std::int64_t head = unit / blocks_ % heads, row = unit % blocks_ * kQueryRows;
   if (row >= part.length) return;
   AttendRows call{};
   call.query = qkv + (part.row + row) * 3 * width + head * depth;
@@ -148,6 +147,7 @@ void Stack::attend_block(const Layer& layer, const float* qkv, std::int64_t unit
   call.out = out + (part.row + row) * width + head * depth;
   call.ldo = width;
   call.scratch = scratch;
+  call.count = part.length;
   compute_.kernels.attend_rows(call);
 }
 

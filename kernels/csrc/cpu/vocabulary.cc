@@ -1,7 +1,6 @@
 #include "cpu/vocabulary.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 
 namespace headcount::cpu {
@@ -10,33 +9,6 @@ namespace {
 constexpr std::int64_t kRowsOfChunk = 16;  // embedding rows of a chunk
 
 std::string name_of(const char* side, std::int64_t cluster) { return std::string(side) + std::to_string(cluster); }
-
-// Round to nearest even; the weights are finite.
-std::uint16_t to_bfloat16(float x) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return static_cast<std::uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
-}
-
-float from_bfloat16(std::uint16_t half) {
-  const std::uint32_t bits = static_cast<std::uint32_t>(half) << 16;
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
-// Row `row` of a packed matrix.
-void read_panel_row(const Packed& w, std::int64_t row, float* out) {
-  const char* panel = static_cast<const char*>(w.data) + row / kPanel * panel_bytes(w.k, w.kind);
-  const std::int64_t lane = row % kPanel;
-  if (w.kind == Kind::kFloat32) {
-    const auto* values = reinterpret_cast<const float*>(panel) + lane;
-    for (std::int64_t i = 0; i < w.k; ++i) out[i] = values[i * kPanel];
-  } else {
-    const auto* values = reinterpret_cast<const std::uint16_t*>(panel) + 2 * lane;
-    for (std::int64_t i = 0; i < w.k; ++i) out[i] = from_bfloat16(values[i / 2 * 2 * kPanel + i % 2]);
-  }
-}
 
 void check_clusters(const std::vector<Cluster>& clusters, const char* side) {
   check(!clusters.empty(), side, "at least one cluster", "none");
@@ -50,32 +22,27 @@ void check_clusters(const std::vector<Cluster>& clusters, const char* side) {
 
 }  // namespace
 
-Vocabulary::Vocabulary(const VocabularyShape& shape, Kind kind, const Arrays& arrays, Compute& compute)
+Vocabulary::Vocabulary(const VocabularyShape& shape, Kind kind, Kind matrices, const Arrays& arrays, Compute& compute)
     : shape_(shape), compute_(compute) {
   check_clusters(shape.inputs, "inputs");
-  check_clusters(shape.outputs, "outputs");
+  if (!shape.outputs.empty()) check_clusters(shape.outputs, "outputs");
   const std::int64_t size = this->size(), embedded = shape.inputs.back().start + shape.inputs.back().size;
   check(embedded == size, "inputs", std::to_string(size) + " ids", std::to_string(embedded));
   for (std::int64_t c = 0; c <= tails(); ++c) {
     const std::int64_t entry = shape.outputs[c].entry - shape.outputs[0].size;
     check(c == 0 || (entry >= 0 && entry < tails()), "outputs", "an entry behind the first cluster's words",
           std::to_string(shape.outputs[c].entry));
-    add_output(c, kind, arrays);
+    add_output(c, kind, matrices, arrays);
   }
   for (std::size_t i = 0; i < shape.inputs.size(); ++i) {
     const Cluster& cluster = shape.inputs[i];
     const std::string name = name_of("embedding.", static_cast<std::int64_t>(i));
     add_pieces(static_cast<std::int64_t>(i), arrays.get(name, {cluster.size, cluster.width}), kind);
-    input_projections_.emplace_back();
-    if (cluster.projected)
-      input_projections_.back() =
-          pack_rows(arrays.get(name + ".projection", {shape.hidden, cluster.width}), shape.hidden, cluster.width, kind);
-    else
-      check(cluster.width == shape.hidden, "inputs", "a projection where the width is not hidden", name);
+    add_projection(static_cast<std::int64_t>(i), matrices, arrays);
   }
   if (tails() > 0) {
     const std::int64_t width = shape.clusters_read_hidden ? shape.hidden : shape.outputs[0].width;
-    entries_ = pack_rows(arrays.get("head.clusters", {tails(), width}), tails(), width, kind);
+    entries_ = pack_rows(arrays.get("head.clusters", {tails(), width}), tails(), width, matrices);
     entries_bias_ = copied(arrays.find("head.clusters_bias", {tails()}), tails());
   }
   if (shape.final_norm) {
@@ -85,11 +52,19 @@ Vocabulary::Vocabulary(const VocabularyShape& shape, Kind kind, const Arrays& ar
   arrays.check_all_used();
 }
 
-PackedBuffer Vocabulary::pack_rows(const float* w, std::int64_t n, std::int64_t k, Kind kind) {
-  return pack(w, n, k, k, 1, kind, compute_.pool);
+Packed Vocabulary::pack_rows(const float* w, std::int64_t n, std::int64_t k, Kind kind) {
+  return memory_.add(pack(w, n, k, k, 1, kind, compute_.pool));
 }
 
-std::int64_t Vocabulary::size() const { return shape_.outputs.back().start + shape_.outputs.back().size; }
+std::int64_t Vocabulary::size() const {
+  const Cluster& last = shape_.outputs.empty() ? shape_.inputs.back() : shape_.outputs.back();
+  return last.start + last.size;
+}
+
+std::int64_t Vocabulary::words() const {
+  check(!shape_.outputs.empty(), "model", "one with an output vocabulary", "one without");
+  return shape_.outputs[0].size;
+}
 
 std::int64_t Vocabulary::tail_width(std::int64_t cluster) const {
   check(cluster >= 1 && cluster <= tails(), "cluster", "a tail from 1 to " + std::to_string(tails()),
@@ -97,16 +72,18 @@ std::int64_t Vocabulary::tail_width(std::int64_t cluster) const {
   return shape_.outputs[cluster].size;
 }
 
-void Vocabulary::add_output(std::int64_t c, Kind kind, const Arrays& arrays) {
+void Vocabulary::add_output(std::int64_t c, Kind kind, Kind matrices, const Arrays& arrays) {
   const Cluster& cluster = shape_.outputs[c];
   const std::string name = name_of("head.", c);
   Output output;
-  output.rows = pack_rows(arrays.get(name, {cluster.size, cluster.width}), cluster.size, cluster.width, kind);
+  output.rows = pack_rows(arrays.get(name, {cluster.size, cluster.width}), cluster.size, cluster.width,
+                          cluster.tied ? kind : matrices);
   output.bias = copied(arrays.find(name + ".bias", {cluster.size}), cluster.size);
   if (cluster.projected) {
     const float* stored = arrays.get(name + ".projection", {shape_.hidden, cluster.width});
     // [hidden, width], read as its transpose.
-    output.projection = pack(stored, cluster.width, shape_.hidden, 1, cluster.width, kind, compute_.pool);
+    output.projection =
+        memory_.add(pack(stored, cluster.width, shape_.hidden, 1, cluster.width, matrices, compute_.pool));
   } else {
     check(cluster.width == shape_.hidden, "outputs", "a projection where the width is not hidden", name);
   }
@@ -116,36 +93,69 @@ void Vocabulary::add_output(std::int64_t c, Kind kind, const Arrays& arrays) {
 // The rows of an input cluster, cut where output clusters begin: those of a tied one are read from its panels.
 void Vocabulary::add_pieces(std::int64_t input, const float* rows, Kind kind) {
   const Cluster& in = shape_.inputs[input];
+  if (shape_.outputs.empty()) pieces_.push_back({in.start, input, in.start, pack_rows(rows, in.size, in.width, kind)});
   for (std::size_t c = 0; c < shape_.outputs.size(); ++c) {
     const Cluster& out = shape_.outputs[c];
     const std::int64_t start = std::max(in.start, out.start), stop = std::min(in.start + in.size, out.start + out.size);
     if (start >= stop) continue;
-    Piece piece{start, stop - start, input, out.tied ? static_cast<std::int64_t>(c) : -1, {}, {}};
-    const float* own = rows + (start - in.start) * in.width;
-    const std::int64_t count = piece.size * in.width;
     if (out.tied) {
       check(out.width == in.width, "outputs", "the width of the embedding it is tied to", std::to_string(out.width));
-    } else if (kind == Kind::kFloat32) {
-      piece.rows.assign(own, own + count);
+      pieces_.push_back({start, input, out.start, outputs_[c].rows});
     } else {
-      piece.halves.resize(count);
-      std::transform(own, own + count, piece.halves.begin(), to_bfloat16);
+      const float* own = rows + (start - in.start) * in.width;
+      pieces_.push_back({start, input, start, pack_rows(own, stop - start, in.width, kind)});
     }
-    pieces_.push_back(std::move(piece));
   }
+}
+
+// A projection that both sides share is packed as the output side multiplies with it.
+void Vocabulary::add_projection(std::int64_t i, Kind kind, const Arrays& arrays) {
+  const Cluster& in = shape_.inputs[i];
+  const std::string name = name_of("embedding.", i) + ".projection", other = name_of("head.", i) + ".projection";
+  inputs_.emplace_back();
+  if (!in.projected) {
+    check(in.width == shape_.hidden, "inputs", "a projection where the width is not hidden", name);
+    return;
+  }
+  const float* stored = arrays.get(name, {shape_.hidden, in.width});
+  const bool shared = i <= tails() && shape_.outputs[i].projected &&
+                      arrays.get(other, {shape_.hidden, shape_.outputs[i].width}) == stored;
+  if (shared && kind != Kind::kInt8)  // int8 has its scales by row
+    inputs_.back().tied = i;
+  else
+    inputs_.back().projection = pack_rows(stored, shape_.hidden, in.width, kind);
 }
 
 void Vocabulary::read_row(std::int64_t id, float* out) const {
   const auto after = std::upper_bound(pieces_.begin(), pieces_.end(), id,
                                       [](std::int64_t x, const Piece& piece) { return x < piece.start; });
   const Piece& piece = *(after - 1);
-  const std::int64_t width = shape_.inputs[piece.input].width, at = (id - piece.start) * width;
-  if (piece.output >= 0)
-    read_panel_row(outputs_[piece.output].rows.view(), id - shape_.outputs[piece.output].start, out);
-  else if (!piece.rows.empty())
-    std::copy_n(piece.rows.data() + at, width, out);
-  else
-    std::transform(piece.halves.data() + at, piece.halves.data() + at + width, out, from_bfloat16);
+  unpack_row(piece.rows, id - piece.first, out);
+}
+
+// x [rows, width] → y [rows, hidden]. A tied projection is turned round panel by panel: the same bits as packed so.
+void Vocabulary::project(const Input& input, const float* x, std::int64_t rows, float* y) {
+  if (input.tied < 0) {
+    compute_.linear(
+        {x, input.projection.k, rows, &input.projection, nullptr, nullptr, y, shape_.hidden, Activation::kNone});
+    return;
+  }
+  const Packed& w = outputs_[input.tied].projection;
+  float* scratch = compute_.for_threads(panel_bytes(w.n, w.kind) / static_cast<std::int64_t>(sizeof(float)));
+  const std::int64_t stride = compute_.thread_stride;
+  const Packed turned{nullptr, nullptr, w.k, w.n, w.kind};
+  const Linear whole =
+      compute_.narrowed({x, w.n, rows, &turned, nullptr, nullptr, y, shape_.hidden, Activation::kNone});
+  compute_.pool.run(panels(w.k), [&](std::int64_t panel, int thread) {
+    float* own = scratch + thread * stride;
+    transpose_panel(w, panel, own);
+    const std::int64_t column = panel * kPanel;
+    const Packed part{own, nullptr, std::min(kPanel, w.k - column), w.n, w.kind};
+    Linear call = whole;
+    call.w = &part;
+    call.y += column;
+    compute_.kernels.linear(call, 0, 1);
+  });
 }
 
 void Vocabulary::embed(const std::int64_t* ids, std::int64_t rows, float* hidden) {
@@ -167,8 +177,7 @@ void Vocabulary::embed(const std::int64_t* ids, std::int64_t rows, float* hidden
     const float* result = gathered;
     if (cluster.projected) {
       float* y = projected_.need(count * shape_.hidden);
-      const Packed w = input_projections_[i].view();
-      compute_.linear({gathered, cluster.width, count, &w, nullptr, nullptr, y, shape_.hidden, false});
+      project(inputs_[i], gathered, count, y);
       result = y;
     }
     for (std::int64_t m = 0; m < count; ++m)

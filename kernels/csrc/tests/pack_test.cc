@@ -78,6 +78,21 @@ void try_matrix(std::int64_t n, std::int64_t k, Kind kind, bool transposed, Pool
   }
 }
 
+// Panels turned round are those of the transposed matrix, bit for bit.
+void try_transposed(std::int64_t n, std::int64_t k, Kind kind, Pool& pool) {
+  const std::vector<float> w = Noise(static_cast<std::uint64_t>(n + k)).vector(n * k);
+  const PackedBuffer packed = pack(w.data(), n, k, k, 1, kind, pool);
+  const PackedBuffer expected = pack(w.data(), k, n, 1, k, kind, pool);
+  std::vector<char> panel(static_cast<std::size_t>(panel_bytes(n, kind)));
+  for (std::int64_t i = 0; i < panels(k); ++i) {
+    std::memset(panel.data(), 0x7F, panel.size());
+    transpose_panel(packed.view(), i, panel.data());
+    const char* own = static_cast<const char*>(expected.view().data) + i * panel_bytes(n, kind);
+    expect(std::memcmp(panel.data(), own, panel.size()) == 0,
+           "transposed " + std::to_string(n) + "x" + std::to_string(k));
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -88,10 +103,15 @@ int main() {
       for (const Kind kind : {Kind::kFloat32, Kind::kBFloat16, Kind::kInt8})
         for (const bool transposed : {false, true}) try_matrix(n, k, kind, transposed, pool);
 
+  for (const std::int64_t n : {1, 2, 15, 16, 17, 65})
+    for (const std::int64_t k : {1, 3, 16, 33})
+      for (const Kind kind : {Kind::kFloat32, Kind::kBFloat16}) try_transposed(n, k, kind, pool);
+
   const std::vector<float> zeros(8), bad(8, kNaN);
   const PackedBuffer nothing = pack(zeros.data(), 2, 4, 4, 1, Kind::kInt8, pool);
   expect(nothing.view().scale[1] == 0.0f && *static_cast<const char*>(nothing.view().data) == 0, "a row of zeros");
   pack(bad.data(), 2, 4, 4, 1, Kind::kInt8, pool);  // no undefined behaviour
+  expect(refused([&] { transpose_panel(nothing.view(), 0, nullptr); }) == "w", "int8 is not turned round");
   expect(PackedBuffer().view().n == 0, "an empty buffer");
   expect(refused([] { PackedBuffer(-1, 4, Kind::kFloat32); }) == "n", "negative rows refused");
   return finish("pack");

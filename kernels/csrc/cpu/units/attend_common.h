@@ -9,7 +9,6 @@ namespace {
 
 using headcount::cpu::HeadTables;
 using headcount::cpu::kKeyBlock;
-using headcount::cpu::kQueryRows;
 using headcount::cpu::lanes;
 using headcount::cpu::Visibility;
 

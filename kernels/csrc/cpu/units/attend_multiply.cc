@@ -1,6 +1,7 @@
 #include "cpu/units/attend_multiply.h"
 
 #include "cpu/units/panel.h"
+#include "cpu/units/tiles.h"
 #include "cpu/units/vec.h"
 
 namespace {
@@ -22,7 +23,9 @@ void multiply_tile(const float* x, std::int64_t ldx, std::int64_t k, const Colum
 #pragma GCC unroll 4
     for (int p = 0; p < PANELS; ++p) {
       Vec result = acc[row * PANELS + p];
-      if (b.scale != nullptr) result = result * load(b.scale + (panel + p) * kPanel);
+      if constexpr (KIND == Kind::kInt8) {
+        result = result * (load(b.scale + (panel + p) * kPanel) * broadcast(to.x_scale[row]));
+      }
       float* y = to.y + row * to.ldy + (panel + p) * kPanel;
       if (to.rescale != nullptr) multiply_add(result, to.rescale[row], load(y));
       store(y, result);
@@ -61,53 +64,81 @@ void multiply_tiles(const float* x, std::int64_t ldx, std::int64_t rows, std::in
     for (std::int64_t left = tiles; left > 0; --left) {
       const std::int64_t height = (rows - row + left - 1) / left;
       const float* rescale = to.rescale == nullptr ? nullptr : to.rescale + row;
+      const float* x_scale = to.x_scale == nullptr ? nullptr : to.x_scale + row;
       multiply_rows<KIND, kFull>(height, count, x + row * ldx, ldx, k, b, panel,
-                                 {to.y + row * to.ldy, to.ldy, rescale});
+                                 {to.y + row * to.ldy, to.ldy, rescale, x_scale});
       row += height;
     }
     panel += count;
   }
 }
 
-// A narrow panel as float32: exact, so that unpacking first or on the fly gives the same bits.
-template <Kind KIND>
-void unpack(const char* panel, std::int64_t k, float* to) {
-  constexpr int kGroup = KIND == Kind::kBFloat16 ? 2 : 4;  // numbers in a lane's 4 bytes; a panel has whole groups
-  for (std::int64_t i = 0; i < k; i += kGroup, panel += 64) {
-#pragma GCC unroll 4
-    for (int part = 0; part < kParts; ++part) {
-      const Bits group = *reinterpret_cast<const LooseBits*>(panel + part * kLanes * 4);
-#pragma GCC unroll 4
-      for (int which = 0; which < kGroup; ++which) {
-        Lanes column;
-        if constexpr (KIND == Kind::kBFloat16)
-          column = (Lanes)(which == 0 ? group << 16 : group & 0xFFFF0000u);
-        else
-          column = __builtin_convertvector((Ints)(group << (24 - 8 * which)) >> 24, Lanes);
-        *reinterpret_cast<LooseLanes*>(to + (i + which) * kPanel + part * kLanes) = column;
-      }
-    }
+// A panel of bfloat16 as float32: exact, so that unpacking first or on the fly gives the same bits.
+inline void unpack(const char* panel, std::int64_t k, float* to) {
+  for (std::int64_t i = 0; i < k; i += 2, panel += 64) {
+    store(to + i * kPanel, load_bfloat16(panel, 0));
+    store(to + (i + 1) * kPanel, load_bfloat16(panel, 1));
   }
 }
 
-// Many rows against narrow panels: a few panels at a time are unpacked once for all tiles.
+// Many rows against panels of bfloat16: a few panels at a time are unpacked once for all tiles.
 inline void multiply_unpacked(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, const Columns& b,
                               std::int64_t panels, const Target& to) {
   constexpr std::int64_t kTogether = panels_at_once(Kind::kFloat32, kRows);
   alignas(64) float unpacked[kTogether * kLongest * kPanel];
   for (std::int64_t panel = 0; panel < panels; panel += kTogether) {
     const std::int64_t count = panels - panel < kTogether ? panels - panel : kTogether;
-    for (std::int64_t p = 0; p < count; ++p) {
-      const char* narrow = b.data + (panel + p) * b.stride;
-      float* wide = unpacked + p * kLongest * kPanel;
-      if (b.kind == Kind::kBFloat16)
-        unpack<Kind::kBFloat16>(narrow, k, wide);
-      else
-        unpack<Kind::kInt8>(narrow, k, wide);
+    for (std::int64_t p = 0; p < count; ++p)
+      unpack(b.data + (panel + p) * b.stride, k, unpacked + p * kLongest * kPanel);
+    multiply_tiles<Kind::kFloat32>(x, ldx, rows, k, float_columns(unpacked, kLongest * kPanel, kPanel), count,
+                                   {to.y + panel * kPanel, to.ldy, to.rescale, nullptr});
+  }
+}
+
+#if defined(HEADCOUNT_TILES)
+// As multiply_tiles, of bfloat16, in the tile registers.
+inline void multiply_tiled(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, const Columns& b,
+                           std::int64_t panels, const Target& to) {
+  alignas(64) float sums[kTiledRows * 2 * kPanel];
+  shape_tiles(rows);
+  for (std::int64_t panel = 0; panel < panels; panel += 2) {
+    const char* left = b.data + panel * b.stride;
+    const std::int64_t count = panel + 1 < panels ? 2 : 1;
+    multiply_by_tiles(x, ldx, rows, k, left, count == 2 ? left + b.stride : nullptr, sums);
+    for (std::int64_t row = 0; row < rows; ++row)
+      for (std::int64_t p = 0; p < count; ++p) {
+        Vec result = load(sums + (row * 2 + p) * kPanel);
+        float* y = to.y + row * to.ldy + (panel + p) * kPanel;
+        if (to.rescale != nullptr) multiply_add(result, to.rescale[row], load(y));
+        store(y, result);
+      }
+  }
+  release_tiles();
+}
+static_assert(kQueryRows <= kTiledRows, "a block of rows fits the tiles");
+#endif
+
+// Rows the unit narrows, in pieces of k whose narrowed rows fit the stack.
+template <Kind KIND>
+void multiply_narrowed(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, const Columns& b,
+                       std::int64_t panels, const Target& to) {
+  alignas(64) float narrowed[kQueryRows * narrowed_stride(kLongest)];
+  float scale[kQueryRows], ones[kQueryRows];
+  for (float& one : ones) one = 1.0f;
+  for (std::int64_t begin = 0; begin < k; begin += kLongest) {
+    const std::int64_t count = k - begin < kLongest ? k - begin : kLongest, stride = narrowed_stride(count);
+    for (std::int64_t row = 0; row < rows; ++row)
+      narrow_row(x + row * ldx + begin, count, KIND, narrowed + row * stride, scale + row);
+    Columns piece = b;
+    piece.data += panel_bytes(begin, KIND);
+    const Target target{to.y, to.ldy, begin == 0 ? to.rescale : ones, scale};
+#if defined(HEADCOUNT_TILES)
+    if (KIND == Kind::kBFloat16 && rows >= kFewestTiled) {
+      multiply_tiled(narrowed, stride, rows, count, piece, panels, target);
+      continue;
     }
-    Columns columns = float_columns(unpacked, kLongest * kPanel, kPanel);
-    columns.scale = b.scale == nullptr ? nullptr : b.scale + panel * kPanel;
-    multiply_tiles<Kind::kFloat32>(x, ldx, rows, k, columns, count, {to.y + panel * kPanel, to.ldy, to.rescale});
+#endif
+    multiply_tiles<KIND>(narrowed, stride, rows, count, piece, panels, target);
   }
 }
 
@@ -117,14 +148,16 @@ namespace headcount::cpu::HEADCOUNT_UNIT {
 
 void multiply(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, const Columns& b,
               std::int64_t panels, const Target& to) {
-  if (b.kind == Kind::kFloat32)
-    multiply_tiles<Kind::kFloat32>(x, ldx, rows, k, b, panels, to);
-  else if (rows > rows_at_once(b.kind) && k <= kLongest)
+  if (b.kind == Kind::kFloat32) return multiply_tiles<Kind::kFloat32>(x, ldx, rows, k, b, panels, to);
+  if (b.kind == Kind::kInt8) return multiply_narrowed<Kind::kInt8>(x, ldx, rows, k, b, panels, to);
+#if defined(HEADCOUNT_DOTS_BFLOAT16)
+  multiply_narrowed<Kind::kBFloat16>(x, ldx, rows, k, b, panels, to);
+#else
+  if (rows > rows_at_once(b.kind) && k <= kLongest)
     multiply_unpacked(x, ldx, rows, k, b, panels, to);
-  else if (b.kind == Kind::kBFloat16)
-    multiply_tiles<Kind::kBFloat16>(x, ldx, rows, k, b, panels, to);
   else
-    multiply_tiles<Kind::kInt8>(x, ldx, rows, k, b, panels, to);
+    multiply_tiles<Kind::kBFloat16>(x, ldx, rows, k, b, panels, to);
+#endif
 }
 
 }  // namespace headcount::cpu::HEADCOUNT_UNIT

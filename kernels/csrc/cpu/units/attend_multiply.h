@@ -19,13 +19,14 @@ struct Columns {
 struct Target {
   float* y;
   std::int64_t ldy;
-  const float* rescale;  // [rows] or null
+  const float* rescale;            // [rows] or null
+  const float* x_scale = nullptr;  // [rows]: of rows narrowed for int8
 };
 
-constexpr std::int64_t kLongest = 256;  // columns of a panel that may be unpacked; longer ones are read as they are
+constexpr std::int64_t kLongest = 256;  // k of which a copy on the stack is made: panels unpacked, rows narrowed
 
-// x [rows, k] against the first `panels` panels: panels outside, rows inside, so that a panel is read
-// from memory once.
+// x [rows, k], rows ≤ kQueryRows, against the first `panels` panels: panels outside, rows inside, so that a panel is
+// read from memory once.
 void multiply(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, const Columns& b,
               std::int64_t panels, const Target& to);
 
@@ -35,6 +36,7 @@ namespace {
 
 using headcount::cpu::Kind;
 using headcount::cpu::kPanel;
+using headcount::cpu::kQueryRows;
 using headcount::cpu::Packed;
 using headcount::cpu::panel_bytes;
 using headcount::cpu::HEADCOUNT_UNIT::Columns;

@@ -110,6 +110,10 @@ void attend_rows(const AttendRows& call) {
     const float* query = call.query + row * call.ldq;
     biased(query, call.head->content_bias, scale, call.head_dim, content + row * width);
     biased(query, call.head->position_bias, scale, call.head_dim, relative + row * width);
+    if (call.see->both) {
+      context.band[row] = {0, call.count, 0};
+      continue;
+    }
     const std::int64_t count = visible_keys(*call.see, call.position + row);
     const std::int64_t origin = call.row + row + 1 - call.see->first;
     context.band[row] = {origin + reach - count, origin + reach, origin};

@@ -1,20 +1,63 @@
 #include "cpu/units/panel.h"
+#include "cpu/units/tiles.h"
 #include "cpu/units/unit.h"
 
 namespace {
 
+using headcount::cpu::Activation;
 using headcount::cpu::kPanel;
 using headcount::cpu::Linear;
 using headcount::cpu::panel_bytes;
+
+// x · Φ(x), Φ by the error function's approximation 7.1.26 of Abramowitz and Stegun, absolute error below 1.5e-7.
+HEADCOUNT_INLINE Lanes gelu(const Lanes& x) {
+  const Lanes size = x < 0.0f ? -x : x, t = 1.0f / (size * (0.3275911f * 0.70710678f) + 1.0f);
+  const Lanes series =
+      ((((t * 1.061405429f - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+  const Lanes tail = series * exponential(x * x * -0.5f) * 0.5f;  // 1 - Φ(|x|)
+  return x * (x < 0.0f ? tail : 1.0f - tail);
+}
+
+// tanh(x) = 2 sigmoid(2 x) - 1, so x / 2 · (1 + tanh u) = x · sigmoid(2 u).
+HEADCOUNT_INLINE Lanes sigmoid(const Lanes& x) {
+  return 1.0f / (exponential(x < -80.0f ? Lanes{} + 80.0f : -x) + 1.0f);
+}
+
+template <typename Function>
+HEADCOUNT_INLINE Vec each(Vec x, Function function) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; ++i) x.part[i] = function(x.part[i]);
+  return x;
+}
+
+HEADCOUNT_INLINE Vec activated(const Vec& x, Activation activation) {
+  switch (activation) {
+    case Activation::kRelu:
+      return max(broadcast(0.0f), x);
+    case Activation::kGelu:
+      return each(x, [](const Lanes& v) { return gelu(v); });
+    case Activation::kGeluTanh:
+      return each(x,
+                  [](const Lanes& v) { return v * sigmoid((v * v * 0.044715f + 1.0f) * v * (2.0f * 0.7978845608f)); });
+    case Activation::kQuickGelu:
+      return each(x, [](const Lanes& v) { return v * sigmoid(v * 1.702f); });
+    case Activation::kSilu:
+      return each(x, [](const Lanes& v) { return v * sigmoid(v); });
+    case Activation::kTanh:
+      return each(x, [](const Lanes& v) { return sigmoid(v + v) * 2.0f - 1.0f; });
+    default:
+      return x;
+  }
+}
 
 // y = residual + activation(sum + bias) of `count` lanes.
 HEADCOUNT_INLINE void finish(const Linear& call, std::int64_t row, std::int64_t column, std::int64_t count, Vec sum) {
   const bool whole = count >= kPanel;
   const auto read = [&](const float* p) { return whole ? load(p) : load(p, count, 0.0f); };
   const std::int64_t at = row * call.ldy + column;
-  if (call.w->kind == Kind::kInt8) sum = sum * load(call.w->scale + column);
+  if (call.w->kind == Kind::kInt8) sum = sum * (load(call.w->scale + column) * broadcast(call.x_scale[row]));
   if (call.bias != nullptr) sum = sum + read(call.bias + column);
-  if (call.relu) sum = max(broadcast(0.0f), sum);
+  sum = activated(sum, call.activation);
   if (call.residual != nullptr) sum = read(call.residual + at) + sum;
   if (whole)
     store(call.y + at, sum);
@@ -87,12 +130,37 @@ void multiply(const Linear& call, std::int64_t panel_begin, std::int64_t panel_e
   }
 }
 
+#if defined(HEADCOUNT_TILES)
+void multiply_tiled(const Linear& call, std::int64_t panel_begin, std::int64_t panel_end) {
+  const std::int64_t stride = panel_bytes(call.w->k, Kind::kBFloat16), n = call.w->n;
+  alignas(64) float sums[kTiledRows * 2 * kPanel];
+  for (std::int64_t row = 0; row < call.rows; row += kTiledRows) {
+    const std::int64_t rows = call.rows - row < kTiledRows ? call.rows - row : kTiledRows;
+    shape_tiles(rows);
+    for (std::int64_t panel = panel_begin; panel < panel_end; panel += 2) {
+      const char* left = static_cast<const char*>(call.w->data) + panel * stride;
+      const bool two = panel + 1 < panel_end;
+      multiply_by_tiles(call.x + row * call.ldx, call.ldx, rows, call.w->k, left, two ? left + stride : nullptr, sums);
+      for (std::int64_t i = 0; i < rows; ++i)
+        for (std::int64_t p = 0; p < (two ? 2 : 1); ++p) {
+          const std::int64_t column = (panel + p) * kPanel;
+          finish(call, row + i, column, n - column, load(sums + (i * 2 + p) * kPanel));
+        }
+    }
+  }
+  release_tiles();
+}
+#endif
+
 }  // namespace
 
 namespace headcount::cpu::HEADCOUNT_UNIT {
 
 void linear(const Linear& call, std::int64_t panel_begin, std::int64_t panel_end) {
   if (call.rows == 0) return;
+#if defined(HEADCOUNT_TILES)
+  if (call.w->kind == Kind::kBFloat16 && call.rows >= kFewestTiled) return multiply_tiled(call, panel_begin, panel_end);
+#endif
   switch (call.w->kind) {
     case Kind::kFloat32:
       return multiply<Kind::kFloat32>(call, panel_begin, panel_end);

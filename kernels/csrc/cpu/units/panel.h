@@ -6,17 +6,16 @@
 #include <cstdint>
 
 #include "cpu/kernels.h"
+#include "cpu/units/narrow.h"
 #include "cpu/units/vec.h"
 
 namespace {
-
-using headcount::cpu::Kind;
 
 // Accumulators that leave registers for the operands; narrow kinds need more of those to be unpacked.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int accumulators(Kind) { return 24; }
 #else
-constexpr int accumulators(Kind kind) { return kind == Kind::kFloat32 ? 12 : 10; }
+constexpr int accumulators(Kind kind) { return kind == Kind::kFloat32 ? 12 : kind == Kind::kBFloat16 ? 10 : 8; }
 #endif
 
 // Rows of a full tile: 6 on AVX2 (5 where W is unpacked), 12 on AVX-512, where two panels stand side by side.
@@ -71,28 +70,43 @@ HEADCOUNT_INLINE void multiply_float32(const float* x, std::int64_t ldx, const f
     });
 }
 
+HEADCOUNT_INLINE Bits load_bits(const char* p) { return *reinterpret_cast<const LooseBits*>(p); }
+
 // Element `which` of each lane's pair.
 HEADCOUNT_INLINE Vec load_bfloat16(const char* pairs, int which) {
   Vec v;
 #pragma GCC unroll 4
   for (int i = 0; i < kParts; ++i) {
-    const Bits pair = *reinterpret_cast<const LooseBits*>(pairs + i * kLanes * 4);
+    const Bits pair = load_bits(pairs + i * kLanes * 4);
     v.part[i] = which == 0 ? (Lanes)(pair << 16) : (Lanes)(pair & 0xFFFF0000u);
   }
   return v;
 }
 
-// Element `which` of each lane's quad.
-HEADCOUNT_INLINE Vec load_int8(const char* quads, int which) {
-  Vec v;
+#if defined(HEADCOUNT_DOTS_BFLOAT16)
+// Narrowed x.
+template <int ROWS, int PANELS>
+HEADCOUNT_INLINE void multiply_bfloat16(const float* x, std::int64_t ldx, const void* b, std::int64_t stride,
+                                        std::int64_t k, Vec (&acc)[ROWS * PANELS]) {
+  const char* panel = static_cast<const char*>(b);
+  for (std::int64_t i = 0; i < k; i += 2, panel += 64, ++x) {
+    Bits columns[PANELS][kParts];
 #pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) {
-    const Bits quad = *reinterpret_cast<const LooseBits*>(quads + i * kLanes * 4);
-    v.part[i] = __builtin_convertvector((Ints)(quad << (24 - 8 * which)) >> 24, Lanes);
+    for (int p = 0; p < PANELS; ++p)
+      for (int part = 0; part < kParts; ++part) columns[p][part] = load_bits(panel + p * stride + part * kLanes * 4);
+#pragma GCC unroll 16
+    for (int row = 0; row < ROWS; ++row) {
+      const Bits pair = broadcast_bits(x + row * ldx);
+#pragma GCC unroll 4
+      for (int p = 0; p < PANELS; ++p)
+        for (int part = 0; part < kParts; ++part) {
+          Lanes& sum = acc[row * PANELS + p].part[part];
+          sum = dot_bfloat16(sum, columns[p][part], pair);
+        }
+    }
   }
-  return v;
 }
-
+#else
 template <int ROWS, int PANELS>
 HEADCOUNT_INLINE void multiply_bfloat16(const float* x, std::int64_t ldx, const void* b, std::int64_t stride,
                                         std::int64_t k, Vec (&acc)[ROWS * PANELS]) {
@@ -104,29 +118,39 @@ HEADCOUNT_INLINE void multiply_bfloat16(const float* x, std::int64_t ldx, const 
   if (i < k) multiply_group<ROWS, PANELS, 1>(x + i, ldx, acc, column);  // x ends here
 }
 
-// Without the scale of the rows: multiply the finished accumulators by it.
+#endif
+
+// Narrowed x; without the scales of the rows of x and of W: multiply the finished accumulators by them.
 template <int ROWS, int PANELS>
 HEADCOUNT_INLINE void multiply_int8(const float* x, std::int64_t ldx, const void* b, std::int64_t stride,
                                     std::int64_t k, Vec (&acc)[ROWS * PANELS]) {
   const char* panel = static_cast<const char*>(b);
-  int first = 0;
-  const auto column = [&](int p, int which)
-                          __attribute__((always_inline)) { return load_int8(panel + p * stride, first + which); };
-  std::int64_t i = 0;
-  for (; i + 4 <= k; i += 4, panel += 64) multiply_group<ROWS, PANELS, 4>(x + i, ldx, acc, column);
-  for (; i < k; ++i, ++first) multiply_group<ROWS, PANELS, 1>(x + i, ldx, acc, column);  // x ends here
-}
-
-// One panel of any kind; ldb is used by float32 only.
-template <int ROWS>
-HEADCOUNT_INLINE void multiply_panel(const float* x, std::int64_t ldx, const void* panel, Kind kind, std::int64_t ldb,
-                                     std::int64_t k, Vec (&acc)[ROWS]) {
-  if (kind == Kind::kFloat32)
-    multiply_float32<ROWS, 1>(x, ldx, static_cast<const float*>(panel), ldb, 0, k, acc);
-  else if (kind == Kind::kBFloat16)
-    multiply_bfloat16<ROWS, 1>(x, ldx, panel, 0, k, acc);
-  else
-    multiply_int8<ROWS, 1>(x, ldx, panel, 0, k, acc);
+  Ints sums[ROWS * PANELS][kParts] = {};
+  for (std::int64_t i = 0; i < k; i += 4, panel += 64, x += 2) {
+#pragma GCC unroll 4
+    for (int p = 0; p < PANELS; ++p) {
+      Bits even[kParts], odd[kParts];
+#pragma GCC unroll 4
+      for (int part = 0; part < kParts; ++part) {
+        const Bits quads = load_bits(panel + p * stride + part * kLanes * 4);
+        even[part] = low_bytes(quads);
+        odd[part] = high_bytes(quads);
+      }
+#pragma GCC unroll 16
+      for (int row = 0; row < ROWS; ++row) {
+        const Bits evens = broadcast_bits(x + row * ldx), odds = broadcast_bits(x + row * ldx + 1);
+#pragma GCC unroll 4
+        for (int part = 0; part < kParts; ++part) {
+          Ints& sum = sums[row * PANELS + p][part];
+          sum = dot_shorts(dot_shorts(sum, even[part], evens), odd[part], odds);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 32
+  for (int i = 0; i < ROWS * PANELS; ++i)
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) acc[i].part[part] = __builtin_convertvector(sums[i][part], Lanes);
 }
 
 template <int COUNT>

@@ -1,3 +1,4 @@
+#include "cpu/units/narrow.h"
 #include "cpu/units/unit.h"
 #include "cpu/units/vec.h"
 
@@ -46,6 +47,11 @@ namespace headcount::cpu::HEADCOUNT_UNIT {
 void layer_norm(const float* x, const float* gain, const float* bias, std::int64_t rows, std::int64_t width, float eps,
                 float* y) {
   for (std::int64_t row = 0; row < rows; ++row) normalise(x + row * width, gain, bias, width, eps, y + row * width);
+}
+
+void narrow(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, Kind kind, float* to, float* scale) {
+  for (std::int64_t row = 0; row < rows; ++row)
+    narrow_row(x + row * ldx, k, kind, to + row * narrowed_stride(k), scale == nullptr ? nullptr : scale + row);
 }
 
 // A NaN is lost in the maximum but not in the sum. All -∞, or none at all: maximum -∞, sum 0.

@@ -1,3 +1,4 @@
+#include "cpu/units/narrow.h"
 #include "cpu/units/unit.h"
 
 #define HEADCOUNT_NAME_OF(unit) #unit
@@ -6,6 +7,8 @@
 namespace headcount::cpu::HEADCOUNT_UNIT {
 
 const Kernels table = {HEADCOUNT_NAME(HEADCOUNT_UNIT),
+                       {false, kDotsBFloat16, true},
+                       narrow,
                        linear,
                        layer_norm,
                        attend_rows,

@@ -4,11 +4,12 @@
 #include "cpu/kernels.h"
 
 #ifndef HEADCOUNT_UNIT
-#error "compile the units with -DHEADCOUNT_UNIT=generic, avx2 or avx512"
+#error "compile the units with -DHEADCOUNT_UNIT=generic, avx2, avx512, avx512_bf16, amx or emulated"
 #endif
 
 namespace headcount::cpu::HEADCOUNT_UNIT {
 
+void narrow(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k, Kind kind, float* to, float* scale);
 void linear(const Linear& call, std::int64_t panel_begin, std::int64_t panel_end);
 void layer_norm(const float* x, const float* gain, const float* bias, std::int64_t rows, std::int64_t width, float eps,
                 float* y);

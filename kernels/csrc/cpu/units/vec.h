@@ -9,7 +9,8 @@
 
 namespace {
 
-#if defined(__AVX512F__)
+// HEADCOUNT_EMULATED: the wide units' source on any CPU, GCC cutting the registers into those it has; tests only.
+#if defined(__AVX512F__) || defined(HEADCOUNT_EMULATED)
 constexpr int kLanes = 16;
 #elif defined(__AVX__)
 constexpr int kLanes = 8;
@@ -93,7 +94,8 @@ HEADCOUNT_INLINE void accumulate(Vec& acc, float x, const Vec& b) {
 #pragma GCC unroll 4
   for (int i = 0; i < kParts; ++i) {
     acc.part[i] += x * b.part[i];
-#if defined(__x86_64__)
+#if defined(HEADCOUNT_EMULATED)  // no register holds one
+#elif defined(__x86_64__)
     asm volatile("" : "+v"(acc.part[i]));
 #elif defined(__aarch64__)
     asm volatile("" : "+w"(acc.part[i]));

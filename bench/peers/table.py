@@ -1,0 +1,96 @@
+"""Who takes part in `python -m bench cpu`: engines and precisions, in the order of the tables, and why one cannot run here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from engine.api import RUNNERS
+from engine.checkpoint import Checkpoint
+from engine.model.fold import fold
+from engine.model.plan import compile_stack
+from engine.model.runner import Limits, Runner
+from engine_kernels.backends import resolve
+from engine_kernels.errors import KernelError
+
+Build = Callable[[Checkpoint, str, int], Runner]  # of a checkpoint, a precision and a number of threads
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One engine in one precision. packages: what it needs; never: why it has no such precision anywhere, where that is so."""
+
+    engine: str
+    dtype: str
+    build: Build
+    packages: tuple[str, ...] = ()
+    never: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine} {self.dtype}"
+
+    @property
+    def ours(self) -> bool:
+        return self.engine == "cpu"
+
+    def refusal(self) -> str | None:
+        """Why it cannot run here, None where it can as far as is known before it is built."""
+        absent = [package for package in self.packages if find_spec(package) is None]
+        if absent:
+            return f"{', '.join(absent)} not installed"
+        if self.engine in RUNNERS and self.dtype != "int8":
+            try:
+                resolve(self.engine, "auto", self.dtype)
+            except KernelError as error:
+                return error.got
+        if self.ours and self.dtype == "int8" and "quantization" not in {field.name for field in fields(Limits)}:
+            return "this version quantises nothing"
+        return self.never
+
+
+def _backend(name: str) -> Build:
+    """One of our own backends; int8 is float32 with its weights quantised."""
+
+    def build(checkpoint: Checkpoint, dtype: str, threads: int) -> Runner:
+        options: dict[str, Any] = {"dtype": dtype, "device": "auto", "threads": threads}
+        if dtype == "int8":
+            options |= {"dtype": "float32", "quantization": "int8"}
+        runner: Runner = import_module(RUNNERS[name]).build(compile_stack(checkpoint.spec), fold(checkpoint), Limits(**options))
+        return runner
+
+    return build
+
+
+def _peer(module: str, name: str) -> Build:
+    """A runner of this package, imported when it is built."""
+
+    def build(checkpoint: Checkpoint, dtype: str, threads: int) -> Runner:
+        runner: Runner = getattr(import_module(f"bench.peers.{module}"), name)(checkpoint, dtype, threads)
+        return runner
+
+    return build
+
+
+PUBLISHED, COMPILED = _peer("published", "PublishedRunner"), _peer("compiled", "CompiledRunner")
+ONNX, OPENVINO = _peer("onnx_runtime", "OnnxRuntimeRunner"), _peer("open_vino", "OpenVinoRunner")
+ORT_NEEDS, OPENVINO_NEEDS = ("torch", "onnx", "onnxruntime"), ("torch", "onnx", "openvino")
+PEERS = (
+    Peer("cpu", "float32", _backend("cpu")),
+    Peer("cpu", "bfloat16", _backend("cpu")),
+    Peer("cpu", "int8", _backend("cpu")),
+    Peer("published", "float32", PUBLISHED, ("torch",)),
+    Peer("torch", "float32", _backend("torch"), ("torch",)),
+    Peer("torch", "bfloat16", _backend("torch"), ("torch",)),
+    Peer("compile", "float32", COMPILED, ("torch",)),
+    Peer("compile", "bfloat16", COMPILED, ("torch",)),
+    Peer("onnxruntime", "float32", ONNX, ORT_NEEDS),
+    Peer("onnxruntime", "bfloat16", ONNX, ORT_NEEDS, "ONNX Runtime has no bfloat16 products on processors"),
+    Peer("onnxruntime", "int8", ONNX, ORT_NEEDS),
+    Peer("openvino", "float32", OPENVINO, OPENVINO_NEEDS),
+    Peer("openvino", "bfloat16", OPENVINO, OPENVINO_NEEDS),
+    Peer("openvino", "int8", OPENVINO, OPENVINO_NEEDS, "OpenVINO quantises through nncf, with texts to calibrate on"),
+)

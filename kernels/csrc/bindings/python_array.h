@@ -1,0 +1,56 @@
+// The memory of a tensor that Python hands over: by the buffer protocol, DLPack's C exchange or __dlpack__.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/checks.h"
+#include "common/dlpack.h"
+
+namespace headcount {
+
+// Holds the tensor until it goes; to be made and let go with the interpreter's lock held.
+class PythonArray {
+ public:
+  // Throws CheckError naming the argument for what is no tensor in this machine's memory.
+  PythonArray(PyObject* object, const char* name);
+
+  // Elements as native code reads them: float32 or int64 in native byte order.
+  template <typename T>
+  bool holds() const {
+    return code_ == (sizeof(T) == 4 ? dlpack::kFloat : dlpack::kInt) && bits_ == 8 * sizeof(T);
+  }
+
+  void* data = nullptr;
+  std::vector<std::int64_t> shape, strides;  // strides in bytes
+  std::string dtype;                         // as its library calls it, for errors
+  bool read_only = false;
+
+ private:
+  bool from_buffer(PyObject* object, const char* name);
+  bool from_exchange(PyObject* object, const char* name);
+  bool from_capsule(PyObject* object, const char* name);
+  void describe(const dlpack::Tensor& tensor, const char* name);
+
+  struct Release {
+    void operator()(Py_buffer* buffer) const {
+      PyBuffer_Release(buffer);
+      delete buffer;
+    }
+    template <typename Tensor>
+    void operator()(Tensor* managed) const {
+      if (managed->deleter != nullptr) managed->deleter(managed);
+    }
+  };
+
+  int code_ = -1, bits_ = 0;
+  std::unique_ptr<Py_buffer, Release> buffer_;  // one of these three
+  std::unique_ptr<dlpack::Managed, Release> managed_;
+  std::unique_ptr<dlpack::ManagedVersioned, Release> versioned_;
+};
+
+}  // namespace headcount
