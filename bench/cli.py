@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -226,6 +228,33 @@ def report(
         print(f"{document.name}: {tables.check(document, results)} tables agree with their rows")
     else:
         print(f"{document.name}: {'brought up to date' if tables.write(document, results) else 'up to date'}")
+
+
+@app.command()
+def gpu(
+    out: Annotated[Path, typer.Option("--out", help="Folder of gpu.json and gpu.md.")],
+    dtype: Annotated[str, typer.Option("--dtype", help="bfloat16, float16 or float32.")] = "bfloat16",
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="No part starts after so many.")] = 8.5,
+    interpret: Annotated[
+        bool, typer.Option("--interpret", help="In Triton's interpreter on the CPU: tries the tool, measures nothing.")
+    ] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Small sizes.")] = False,
+) -> None:
+    """One GPU: what the card can do, decode steps and whole models, attention of prefill, all beside PyTorch's own."""
+    if dtype not in ("bfloat16", "float16", "float32"):
+        raise InputError(Problem("dtype", "bfloat16, float16 or float32", repr(dtype)))
+    if interpret and not tiny:
+        raise InputError(Problem("--interpret", "together with --tiny: the sizes of a GPU take days", "alone"))
+    os.environ["TRITON_INTERPRET"] = "1" if interpret else "0"  # read when triton is first imported, below
+    if importlib.util.find_spec("triton") is None or importlib.util.find_spec("torch") is None:
+        raise EngineError(Problem("triton", "PyTorch and Triton", "not both installed"), hint="pip install 'headcount[gpu]'")
+    from bench.gpu import run
+
+    found = run.measure(interpret=interpret, tiny=tiny, dtype=dtype, minutes=minutes)
+    run.write(found, out)
+    print(run.table(found))
+    if found.failed:
+        raise EngineError(["gates did not pass, and what they guard has no figure:", *found.failed])
 
 
 app.command()(startup)

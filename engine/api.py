@@ -40,7 +40,9 @@ DTYPES = {name: name for name in ("float32", "bfloat16", "float16")} | {
     "bf16": "bfloat16",
     "fp16": "float16",
 }
-RUNNERS = {"cpu": "engine.model.cpu_runner", "torch": "engine.model.torch_runner"}  # backend → the module whose `build` makes its Runner
+RUNNERS = {
+    name: f"engine.model.{name}_runner" for name in ("triton", "cpu", "torch")
+}  # backend → the module whose `build` makes its Runner
 
 
 def load(
@@ -255,7 +257,7 @@ def _backend(backend: str, limits: Limits, features: Sequence[str]) -> backends.
         if not isinstance(value, str):
             raise InputError(Problem(name, "a name", repr(value)))
     try:
-        return backends.resolve(backend, limits.device, limits.dtype, limits.quantization, features)
+        return backends.resolve(backend, backends.Wanted(limits.device, limits.dtype, limits.quantization, tuple(features)))
     except KernelError as error:
         raise BackendUnavailable(Problem(error.argument, error.expected, error.got)) from None
 

@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from engine_kernels.backends import TABLE, Probe
+from engine_kernels.backends import TABLE, Probe, Wanted
 from engine_kernels.errors import KernelError
 
 PACKAGES = ("headcount", "numpy", "ml_dtypes", "safetensors", "tokenizers", "torch", "triton")
@@ -31,7 +31,7 @@ def environment() -> dict[str, Any]:
 def _state(probe: Probe) -> str:
     """Whether a backend can run here, or why not; an ENGINE_CPU_ISA that cannot be, which stops a load, is told as the reason."""
     try:
-        return probe("auto", "float32", ()) or "can run"
+        return probe(Wanted(named=True)) or "can run"
     except KernelError as error:
         return str(error)
 

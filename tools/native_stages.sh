@@ -86,5 +86,11 @@ python -m build --no-isolation -Ccmake.define.HEADCOUNT_UNIT_LEVEL=-O1 --outdir 
 pip install --quiet --disable-pip-version-check --no-deps --target "$out/installed" "$out"/dist/*.whl
 python -S tools/try_wheel.py "$out/installed" "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
+# About 200 MB and of use only here and on GPUs, so that set-up leaves it out; where PyTorch brought its own, that one is tested.
+stage "Triton, for the tests of its kernels"
+if ! python -c 'import triton' 2>/dev/null && ! pip install --quiet --disable-pip-version-check triton==3.9.0 >"$out/triton.log" 2>&1; then
+    skip "Triton kernels" "triton cannot be installed here: $(tail -n 1 "$out/triton.log")"
+fi
+
 stage "CUDA kernels"
 skip "CUDA kernels" "there are none yet"

@@ -42,8 +42,10 @@ class TorchRunner:
     def __init__(self, stack: Stack, folded: Folded, dtype: torch.dtype, device: torch.device) -> None:
         self.stack = stack
         self.device = device
-        self.layers = [TorchLayer(plan, _tensors(arrays, dtype, device)) for plan, arrays in zip(stack.layers, folded.layers, strict=True)]
-        self.vocabulary = TorchVocabulary(stack, _tensors(folded.model, dtype, device), folded.embedding_scale)
+        self.layers = [
+            TorchLayer(plan, tensors_of(arrays, dtype, device)) for plan, arrays in zip(stack.layers, folded.layers, strict=True)
+        ]
+        self.vocabulary = TorchVocabulary(stack, tensors_of(folded.model, dtype, device), folded.embedding_scale)
         self._slots = Slots()
         self._starts = [layer.start for layer in self.layers]
         self._rings = [Rings(layer.start, layer.see.reach) if isinstance(layer.start, Start) else None for layer in self.layers]
@@ -93,10 +95,10 @@ class TorchRunner:
     ) -> torch.Tensor:
         """The last hidden states [rows, hidden], after the final norm where the model has one."""
         hidden = self.vocabulary.embed(batch.ids, position_rows(batch, self.stack.embedding), batch.token_types)
-        _tap(batch, -1, hidden)
+        give_tap(batch, -1, hidden)
         for index, (layer, past) in enumerate(zip(self.layers, pasts, strict=True)):
             hidden = layer(hidden, groups, past, None if head_factors is None else head_factors[index])
-            _tap(batch, index, hidden)
+            give_tap(batch, index, hidden)
         return self.vocabulary.finish(hidden)
 
     def describe(self) -> dict[str, Any]:
@@ -112,9 +114,9 @@ class TorchLayer:
         self.activation = reference.ACTIVATIONS[plan.activation]
         self.start: Past | None = None  # a layer without heads keeps nothing
         if plan.attention is not None:
-            self.start = _start(plan.attention, weights)
-            self.see = _visibility(plan.attention)
-            self.tables = _tables(plan.attention, weights)
+            self.start = start_of(plan.attention, weights)
+            self.see = visibility(plan.attention)
+            self.tables = tables_of(plan.attention, weights)
 
     def __call__(self, hidden: torch.Tensor, groups: Groups, past: Past | None, head_factors: torch.Tensor | None = None) -> torch.Tensor:
         """hidden [rows, hidden] → the same after this layer; head_factors [heads] multiply the heads' outputs."""
@@ -153,7 +155,7 @@ class TorchLayer:
         return reference.layer_norm(x, self.weights[name], self.weights[f"{name}_bias"], self.plan.norm_eps)
 
 
-def _start(plan: AttentionPlan, weights: dict[str, torch.Tensor]) -> Past:
+def start_of(plan: AttentionPlan, weights: dict[str, torch.Tensor]) -> Past:
     if not plan.causal:
         return Whole(weights["attention.key"].dtype)
     if plan.attended_zeros:
@@ -162,11 +164,11 @@ def _start(plan: AttentionPlan, weights: dict[str, torch.Tensor]) -> Past:
     return Start(zeros, zeros)  # never visible, only there to be overwritten
 
 
-def _visibility(plan: AttentionPlan) -> Visibility:
+def visibility(plan: AttentionPlan) -> Visibility:
     return Visibility(plan.window, plan.segment, plan.reach, plan.first_distance, plan.attended_zeros)
 
 
-def _tables(plan: AttentionPlan, weights: dict[str, torch.Tensor]) -> Tables:
+def tables_of(plan: AttentionPlan, weights: dict[str, torch.Tensor]) -> Tables:
     spans = None
     if plan.spans is not None:
         spans = torch.tensor(plan.spans, dtype=torch.float32, device=weights["attention.key"].device)
@@ -181,7 +183,7 @@ def _tables(plan: AttentionPlan, weights: dict[str, torch.Tensor]) -> Tables:
     )
 
 
-def _tensors(arrays: dict[str, np.ndarray], dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
+def tensors_of(arrays: dict[str, np.ndarray], dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
     """Arrays as tensors of the run's dtype; equal float32 arrays stay views of the checkpoint's mapped file."""
     tensors: dict[str, torch.Tensor] = {}
     with warnings.catch_warnings():
@@ -192,6 +194,6 @@ def _tensors(arrays: dict[str, np.ndarray], dtype: torch.dtype, device: torch.de
     return tensors
 
 
-def _tap(batch: Batch, index: int, hidden: torch.Tensor) -> None:
+def give_tap(batch: Batch, index: int, hidden: torch.Tensor) -> None:
     if batch.tap is not None:
         batch.tap(index, hidden.detach().float().cpu().numpy())

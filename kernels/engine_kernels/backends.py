@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from engine_kernels.errors import KernelError
 
@@ -29,22 +30,70 @@ class Choice:
 CPU_DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = {"int8": ("cpu",)}  # what weights may be quantised to → the backends that run it
 
-Probe = Callable[[str, str, Sequence[str]], str | None]
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a load asks of a backend.
+
+    features: what the model needs beside causal attention in a window, by the names of engine/model/plan.py's Stack.features(); named:
+    whether the user asked for this very backend.
+    """
+
+    device: str = "auto"
+    dtype: str = "float32"
+    quantization: str | None = None
+    features: tuple[str, ...] = ()
+    named: bool = False
 
 
-def _probe_cuda(device: str, dtype: str, features: Sequence[str]) -> str | None:
+Probe = Callable[[Wanted], str | None]
+
+
+def _probe_cuda(wanted: Wanted) -> str | None:
     return "this version has no CUDA kernels"
 
 
-def _probe_triton(device: str, dtype: str, features: Sequence[str]) -> str | None:
-    return "this version has no Triton kernels"
+GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA's driver, AMD's, and either under WSL
 
 
-def _probe_cpu(device: str, dtype: str, features: Sequence[str]) -> str | None:
-    if device not in ("auto", "cpu"):
-        return f"runs on the CPU only, and device={device!r} was asked for"
-    if dtype not in CPU_DTYPES:
-        return f"runs {' and '.join(CPU_DTYPES)}, and dtype={dtype!r} was asked for"
+def no_gpu() -> str | None:
+    """Why there is no GPU to use, without importing PyTorch; None where a driver is there."""
+    if any(os.path.exists(file) for file in GPU_FILES):
+        return None
+    return "there is no GPU driver on this machine"
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its interpreter instead of a GPU: TRITON_INTERPRET, read by Triton when it is first imported."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def _probe_triton(wanted: Wanted) -> str | None:
+    if not wanted.named:
+        return "its tests have not run on a GPU yet: it runs when named, backend='triton'"
+    if any(importlib.util.find_spec(module) is None for module in ("torch", "triton")):
+        return "PyTorch and Triton are not both installed: pip install 'headcount[gpu]'"
+    if wanted.features:
+        return f"does not run {', '.join(wanted.features)} yet"
+    if interpreted():
+        if wanted.device not in ("auto", "cpu"):
+            return f"Triton's interpreter (TRITON_INTERPRET) runs on the CPU, and device={wanted.device!r} was asked for"
+        wrong = "Triton's interpreter (TRITON_INTERPRET) computes bfloat16 wrongly: use float32 or float16"
+        return wrong if wanted.dtype == "bfloat16" else None
+    if wanted.device == "cpu":
+        return "runs on GPUs, and device='cpu' was asked for (for tests only, TRITON_INTERPRET=1 interprets the kernels on the CPU)"
+    if (reason := no_gpu()) is not None:
+        return f"{reason} (for tests only, TRITON_INTERPRET=1 interprets the kernels on the CPU)"
+    if not importlib.import_module("torch").cuda.is_available():
+        return "PyTorch sees no GPU: this build of it is for another kind, or for none"
+    return None
+
+
+def _probe_cpu(wanted: Wanted) -> str | None:
+    if wanted.device not in ("auto", "cpu"):
+        return f"runs on the CPU only, and device={wanted.device!r} was asked for"
+    if wanted.dtype not in CPU_DTYPES:
+        return f"runs {' and '.join(CPU_DTYPES)}, and dtype={wanted.dtype!r} was asked for"
     try:
         native = importlib.import_module("engine_kernels.native")
     except ImportError as error:
@@ -53,7 +102,7 @@ def _probe_cpu(device: str, dtype: str, features: Sequence[str]) -> str | None:
     return None
 
 
-def _probe_torch(device: str, dtype: str, features: Sequence[str]) -> str | None:
+def _probe_torch(wanted: Wanted) -> str | None:
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed: pip install 'headcount[torch]'"
     return None
@@ -85,22 +134,18 @@ def preferred_dtype(name: str) -> tuple[str, str]:
     return dtype, f"auto: {instruction_set} multiplies it directly; float32 is the exact path"
 
 
-def resolve(backend: str, device: str, dtype: str = "float32", quantization: str | None = None, features: Sequence[str] = ()) -> Choice:
-    """The first backend of the table that runs `dtype` and `quantization` on `device`, or the one named.
-
-    features: what a model needs beside causal attention in a window, by the names the probes know. Raises KernelError for an unknown name,
-    and with all reasons if no backend does.
-    """
+def resolve(backend: str, wanted: Wanted) -> Choice:
+    """The first backend of the table that runs what is wanted, or the one named; KernelError with all reasons if none does."""
     names = [name for name, _ in TABLE]
     if backend != "auto" and backend not in names:
         raise KernelError("backend", "auto, " + ", ".join(names), repr(backend))
-    if quantization is not None and quantization not in QUANTIZATIONS:
-        raise KernelError("quantization", "None, " + ", ".join(QUANTIZATIONS), repr(quantization))
+    if wanted.quantization is not None and wanted.quantization not in QUANTIZATIONS:
+        raise KernelError("quantization", "None, " + ", ".join(QUANTIZATIONS), repr(wanted.quantization))
     refusals: list[Refusal] = []
     for name, probe in TABLE:
         if backend not in ("auto", name):
             continue
-        reason = probe(device, dtype, features) or _refuses_quantization(name, quantization)
+        reason = probe(replace(wanted, named=backend == name)) or _refuses_quantization(name, wanted.quantization)
         if reason is None:
             return Choice(name, tuple(refusals))
         refusals.append(Refusal(name, reason))

@@ -159,9 +159,9 @@ def test_explain_says_what_is_int8(example: Path) -> None:
 def test_a_backend_without_int8_is_refused_and_the_reason_kept(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendUnavailable, match="torch: runs no int8 weights; backend cpu does"):
         engine.load(example / "gated", quantization="int8", backend="torch")
-    ready = tuple((name, (lambda device, dtype, features: None) if name == "triton" else probe) for name, probe in backends.TABLE)
+    ready = tuple((name, (lambda wanted: None) if name == "triton" else probe) for name, probe in backends.TABLE)
     monkeypatch.setattr(backends, "TABLE", ready)
-    choice = backends.resolve("auto", "auto", "float32", "int8")
+    choice = backends.resolve("auto", backends.Wanted(quantization="int8"))
     assert choice.name == "cpu"
     assert [(r.name, r.reason) for r in choice.refusals][1] == ("triton", "runs no int8 weights; backend cpu does")
 

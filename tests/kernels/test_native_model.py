@@ -213,10 +213,10 @@ def test_threads_default_to_what_the_process_may_use() -> None:
 def test_the_module_and_the_table_name_the_instruction_set() -> None:
     assert native.instruction_set() == _native.instruction_set() in ("generic", "avx2", "avx512", "avx512_bf16", "amx", "emulated")
     assert native.preferred_dtype() == ("bfloat16" if native.instruction_set() in ("avx512_bf16", "amx", "emulated") else "float32")
-    assert backends.resolve("cpu", "auto").name == "cpu"
-    assert "float16" in refused("backend", lambda: backends.resolve("cpu", "cpu", "float16"))
-    assert "cuda:1" in refused("backend", lambda: backends.resolve("cpu", "cuda:1"))
-    assert backends.resolve("auto", "auto").name == "cpu"
+    assert backends.resolve("cpu", backends.Wanted()).name == "cpu"
+    assert "float16" in refused("backend", lambda: backends.resolve("cpu", backends.Wanted("cpu", "float16")))
+    assert "cuda:1" in refused("backend", lambda: backends.resolve("cpu", backends.Wanted("cuda:1")))
+    assert backends.resolve("auto", backends.Wanted()).name == "cpu"
 
 
 def refused(argument: str, work: Callable[[], Any]) -> str:

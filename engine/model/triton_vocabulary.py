@@ -1,0 +1,77 @@
+"""Embedding and vocabulary of the `triton` backend: the `torch` backend's, but scores of given tokens never have logits in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from engine.model.plan import Stack
+from engine.model.runner import Batch, StepResult
+from engine.model.torch_cache import Groups
+from engine.model.torch_vocabulary import TorchVocabulary
+from engine_kernels.triton_ops.launch import Launcher
+from engine_kernels.triton_ops.projections import project
+from engine_kernels.triton_ops.vocabulary import score_words
+
+
+class TritonVocabulary(TorchVocabulary):
+    """The model's tensors outside the layers."""
+
+    def __init__(self, stack: Stack, weights: dict[str, torch.Tensor], embedding_scale: float, launch: Launcher) -> None:
+        super().__init__(stack, weights, embedding_scale)
+        self._launch = launch
+        names = [f"head.{index}.projection" for index in range(len(stack.outputs))]
+        self._projections = [weights[name].T.contiguous() if name in weights else None for name in names]  # [width, hidden]
+
+    def embed_tokens(self, ids: np.ndarray) -> torch.Tensor:
+        """ids [rows] on the host, which sorts them into clusters → [rows, hidden] float32; nothing waits for the device."""
+        device = self.weights["embedding.0"].device
+        hidden = torch.empty((len(ids), self.stack.hidden), device=device)
+        for index, cluster in enumerate(self.stack.inputs):
+            inside = np.flatnonzero((ids >= cluster.start) & (ids < cluster.start + cluster.size))
+            if not len(inside):
+                continue
+            rows = self.weights[f"embedding.{index}"][torch.from_numpy(ids[inside] - cluster.start).to(device)]
+            if cluster.projected:
+                rows = project(self._launch, rows, self.weights[f"embedding.{index}.projection"])
+            hidden[torch.from_numpy(inside).to(device)] = rows.float() * self.embedding_scale
+        return hidden
+
+    def result(self, hidden: torch.Tensor, batch: Batch, groups: Groups) -> StepResult:
+        """What the batch wants of the hidden rows [rows, hidden]."""
+        if batch.want != "target_nll":
+            return super().result(hidden, batch, groups)
+        assert batch.targets is not None
+        nll: np.ndarray = self._nll(hidden, batch.targets).cpu().numpy()
+        nll[batch.targets < 0] = np.nan
+        return StepResult(nll=nll)
+
+    def _nll(self, hidden: torch.Tensor, targets: np.ndarray) -> torch.Tensor:
+        """[rows]: -log p(target); a tail is computed only for the rows whose target is in it."""
+        size = self.stack.outputs[0].size
+        first = self._narrowed(hidden, 0)
+        everything, logit = self._words(first, 0, np.where(targets < size, targets, -1))
+        tails = [np.flatnonzero((targets >= c.start) & (targets < c.start + c.size)) for c in self.stack.outputs[1:]]
+        if "head.clusters" in self.weights:
+            source = hidden if self.stack.clusters_read_hidden else first
+            entries = project(self._launch, source, self.weights["head.clusters"], self.weights.get("head.clusters_bias"))  # [rows, tails]
+            everything = torch.logaddexp(everything, torch.logsumexp(entries, dim=1))
+        nll = everything - logit
+        for cluster, (plan, inside) in enumerate(zip(self.stack.outputs[1:], tails, strict=True), start=1):
+            if not len(inside):
+                continue
+            rows = torch.from_numpy(inside).to(hidden.device)
+            everything, logit = self._words(self._narrowed(hidden[rows], cluster), cluster, targets[inside] - plan.start)
+            nll[rows] += everything - logit - entries[rows, plan.entry - size]
+        return nll
+
+    def _words(self, x: torch.Tensor, cluster: int, targets: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """log Σ exp of a cluster's logits and the target's [rows]."""
+        bias = self.weights.get(f"head.{cluster}.bias")
+        wanted = torch.from_numpy(targets.astype(np.int64)).to(x.device)
+        return score_words(self._launch, x, self.weights[f"head.{cluster}"], bias, wanted)
+
+    def _narrowed(self, hidden: torch.Tensor, cluster: int) -> torch.Tensor:
+        """hidden [rows, hidden] in the width of a cluster."""
+        projection = self._projections[cluster]
+        return hidden if projection is None else project(self._launch, hidden.contiguous(), projection)

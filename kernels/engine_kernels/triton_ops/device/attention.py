@@ -1,0 +1,361 @@
+"""Attention as three kernels: constants of the layer for all rows, then the context of many rows of a sequence, or of one row.
+
+Head counts are grid sizes and row counts plain arguments, so that one compiled kernel serves every layer of every pruned model. Strides
+are formed here from grid sizes and the constant head size D, which keeps their alignment known; DP is D rounded up to a power of two of at
+least 16, as matrix instructions need. Running softmax states are (peak, total, out) in float32, peaks in units of log2.
+Equations: ops.py; how data moves: docs/kernels.md.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+SIZES = ["rows", "capacity", "window", "segment", "reach", "first", "attended_zeros", "pitch", "splits", "ramp"]
+SPLITS = tl.constexpr(32)  # the most parts the persistent vectors are cut into
+
+
+@triton.jit
+def load_matrix(base, rows, there, stride, D: tl.constexpr, DP: tl.constexpr):
+    """Rows [R] of a matrix with D columns as [R, DP]; zeros where not `there` [R] and beyond D."""
+    columns = tl.arange(0, DP)
+    mask = there[:, None]
+    if D != DP:
+        mask = mask & (columns < D)[None, :]
+    return tl.load(base + rows[:, None] * stride + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def load_query(query, bias, row, there, head, heads, D: tl.constexpr, DP: tl.constexpr, BIASED: tl.constexpr):
+    """Queries [R, DP] of rows [R] of one head, out of [rows, H, D], plus the head's bias [D]; rounded to the dtype of the query."""
+    q = load_matrix(query + head * D, row, there, heads * D, D, DP)
+    if BIASED:
+        columns = tl.arange(0, DP)
+        shift = tl.load(bias + head * D + columns, mask=columns < D, other=0.0)
+        q = (q.to(tl.float32) + shift[None, :].to(tl.float32)).to(q.dtype)
+    return q
+
+
+@triton.jit
+def store_matrix(base, rows, there, stride, matrix, D: tl.constexpr, DP: tl.constexpr):
+    """The first D columns of [R, DP] to rows [R], in the dtype of the pointer."""
+    columns = tl.arange(0, DP)
+    mask = there[:, None]
+    if D != DP:
+        mask = mask & (columns < D)[None, :]
+    tl.store(base + rows[:, None] * stride + columns[None, :], matrix.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows", "persistent", "chunk", "splits", "tables", "reach", "pitch"])
+def attend_constants(
+    query,  # [rows, H, D]
+    position_bias,  # [H, D] float32
+    persistent_keys,  # [H, N, D]
+    persistent_values,  # [H, N, D]
+    distances,  # [H or 1, W, D]
+    outs,  # [splits, H, rows, D] float32: the states of the splits
+    peaks,  # [splits, H, rows] float32
+    totals,  # [splits, H, rows] float32
+    scores,  # [H, rows, pitch]: column c is nearness W - 1 - c, so that the keys of a row stand in the order of their positions
+    rows,
+    persistent,  # N
+    chunk,  # persistent vectors of a split, a multiple of BN
+    splits,
+    tables,  # of distances: one for each head, or one for all
+    reach,  # W
+    pitch,  # of a row of scores, in units of 16
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BIASED: tl.constexpr,
+    WHOLE: tl.constexpr,  # N is a multiple of BN
+    DESCRIBED: tl.constexpr,  # persistent_keys and persistent_values are descriptors of [H · N, D] with blocks [BN, D]
+):
+    """Programs (row tile, part, head): parts below `splits` run over persistent vectors, those above form the scores by distance."""
+    part = tl.program_id(1)
+    head = tl.program_id(2)
+    heads = tl.num_programs(2)
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    there = row < rows
+    if part < splits:
+        q = load_query(query, position_bias, row, there, head, heads, D, DP, False)
+        first = part * chunk
+        last = tl.minimum(first + chunk, persistent)
+        base = head.to(tl.int64) * persistent * D
+        peak = tl.full([BM], -float("inf"), tl.float32)
+        total = tl.zeros([BM], tl.float32)
+        out = tl.zeros([BM, DP], tl.float32)
+        for start in range(first, last, BN):
+            n = start + tl.arange(0, BN)
+            inside = n < last
+            if DESCRIBED:
+                k = persistent_keys.load([head * persistent + start, 0])
+                v = persistent_values.load([head * persistent + start, 0])
+            elif WHOLE and D == DP:
+                at = n[:, None] * D + tl.arange(0, DP)[None, :]
+                k = tl.load(persistent_keys + base + at)
+                v = tl.load(persistent_values + base + at)
+            else:
+                k = load_matrix(persistent_keys + base, n, inside, D, D, DP)
+                v = load_matrix(persistent_values + base, n, inside, D, D, DP)
+            s = tl.dot(q, tl.trans(k), input_precision="ieee") * LOG2E
+            if not WHOLE:
+                s = tl.where(inside[None, :], s, -float("inf"))
+            top = tl.maximum(peak, tl.max(s, 1))
+            p = tl.math.exp2(s - top[:, None])
+            fade = tl.math.exp2(peak - top)
+            total = total * fade + tl.sum(p, 1)
+            out = tl.dot(p.to(v.dtype), v, out * fade[:, None], input_precision="ieee")
+            peak = top
+        state = (part * heads + head).to(tl.int64) * rows
+        store_matrix(outs + state * D, row, there, D, out, D, DP)
+        tl.store(peaks + state + row, peak, mask=there)
+        tl.store(totals + state + row, total, mask=there)
+    else:
+        q = load_query(query, position_bias, row, there, head, heads, D, DP, BIASED)
+        column = (part - splits) * BN + tl.arange(0, BN)
+        inside = column < reach
+        table = distances + tl.minimum(head, tables - 1).to(tl.int64) * reach * D
+        r = load_matrix(table, reach - 1 - column, inside, D, D, DP)
+        s = tl.dot(q, tl.trans(r), input_precision="ieee")
+        width = pitch * 16
+        at = scores + head.to(tl.int64) * rows * width + row[:, None].to(tl.int64) * width + column[None, :]
+        tl.store(at, s.to(scores.dtype.element_ty), mask=there[:, None] & inside[None, :])
+
+
+@triton.jit
+def see_keys(
+    q,  # [BM, DP]
+    k,  # [BN, DP]
+    v,
+    j,  # [BN]: the keys' places, counted from the first new row of the sequence
+    newest,  # [BM]: the last key each row sees
+    oldest,  # [BM]: the first
+    skewed,  # the score of the tile's first row and key 0 by distance
+    pitch,  # between the scores of rows, less the one place their keys move on
+    nearest,  # what distance is at key newest
+    span,
+    ramp,
+    peak,  # [BM]: the rows' states
+    total,
+    kept,
+    out,  # [BM, DP]
+    D: tl.constexpr,
+    BM: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    SPANS: tl.constexpr,
+):
+    """One block of keys into the states of a tile's rows."""
+    s = tl.dot(q, tl.trans(k), input_precision="ieee")
+    visible = (j[None, :] <= newest[:, None]) & (j[None, :] >= oldest[:, None])
+    if RELATIVE:
+        at = (tl.arange(0, BM) * pitch)[:, None] + j[None, :]
+        s += tl.load(skewed + at, mask=visible, other=0.0).to(tl.float32)
+    s = tl.where(visible, s * (LOG2E / D**0.5), -float("inf"))
+    top = tl.maximum(peak, tl.max(s, 1))
+    level = tl.where(top == -float("inf"), 0.0, top)  # a row that has seen nothing yet
+    p = tl.math.exp2(s - level[:, None])
+    fade = tl.math.exp2(peak - level)
+    total = total * fade + tl.sum(p, 1)
+    if SPANS:
+        distance = (newest[:, None] - j[None, :] + nearest).to(tl.float32)
+        p = p * tl.minimum(tl.maximum((1.0 - distance + span) / ramp + 1.0, 0.0), 1.0)
+        kept = kept * fade + tl.sum(p, 1)
+    out = tl.dot(p.to(v.dtype), v, out * fade[:, None], input_precision="ieee")
+    return top, total, kept, out
+
+
+@triton.jit(do_not_specialize=SIZES)
+def attend_rows(
+    query,  # [rows, H, D]
+    content_bias,  # [H, D] float32
+    past_keys,  # [slots, H, capacity, D]: rings
+    past_values,
+    keys,  # [rows, H, D]: of the new rows
+    values,
+    outs,  # states and scores of attend_constants
+    peaks,
+    totals,
+    scores,
+    spans,  # [H] float32
+    tile_sequence,  # [tiles]: the sequence of each tile of rows
+    tile_row,  # [tiles]: its first row in that sequence
+    first_rows,  # [sequences]: where a sequence's rows begin in the packed ones
+    lengths,  # [sequences]
+    slots,  # [sequences]
+    offsets,  # [sequences]: the key of row j < 0 stands in slot (offset + j) mod capacity of its ring
+    positions,  # [sequences]: of row 0
+    attended,  # [rows, H, D]: the result
+    rows,
+    capacity,
+    window,
+    segment,
+    reach,
+    first,
+    attended_zeros,
+    pitch,
+    splits,
+    ramp,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BIASED: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    SPANS: tl.constexpr,
+):
+    """Programs (tile of rows, head): from the states of the persistent vectors on over the ring's keys and then the new ones."""
+    tile = tl.program_id(0)
+    head = tl.program_id(1)
+    heads = tl.num_programs(1)
+    sequence = tl.load(tile_sequence + tile)
+    start = tl.load(tile_row + tile).to(tl.int32)
+    length = tl.load(lengths + sequence).to(tl.int32)
+    position = tl.load(positions + sequence).to(tl.int64)
+    offset = (tl.load(offsets + sequence) % capacity).to(tl.int32)
+    ring = (tl.load(slots + sequence).to(tl.int64) * heads + head) * capacity * D
+    packed = tl.load(first_rows + sequence).to(tl.int64)  # row 0 of the sequence
+    time = start + tl.arange(0, BM)
+    there = time < length
+    q = load_query(query + packed * heads * D, content_bias, time, there, head, heads, D, DP, BIASED)
+
+    # Rows see nearness 0 .. limit - 1.
+    place = position + time
+    limit = tl.where(segment > 0, window + (place % tl.maximum(segment, 1)).to(tl.int32), reach)
+    before = tl.minimum(place - first + 1, reach).to(tl.int32)  # keys at positions of at least 0
+    limit = tl.where(attended_zeros != 0, limit, tl.minimum(limit, before))
+    limit = tl.where(there, limit, 0)
+
+    peak = tl.full([BM], -float("inf"), tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    out = tl.zeros([BM, DP], tl.float32)
+    for split in range(0, splits):
+        at = (split * heads + head).to(tl.int64) * rows + packed
+        other = tl.load(peaks + at + time, mask=there, other=0.0)
+        top = tl.maximum(peak, other)
+        fade, rise = tl.math.exp2(peak - top), tl.math.exp2(other - top)
+        total = total * fade + tl.load(totals + at + time, mask=there, other=0.0) * rise
+        out = out * fade[:, None] + load_matrix(outs + at * D, time, there, D, D, DP) * rise[:, None]
+        peak = top
+    span = tl.load(spans + head) if SPANS else 0.0
+
+    # Row `time` sees keys oldest .. newest; its scores by distance end, at nearness 0, in column reach - 1.
+    newest = time - first
+    oldest = newest - limit + 1
+    last = tl.minimum(start + BM, length) - 1 - first  # what any row of the tile sees
+    earliest = start - first - tl.max(limit, 0) + 1
+    width = pitch * 16
+    skewed = scores
+    if RELATIVE:
+        skewed += (head.to(tl.int64) * rows + packed + start) * width + (reach - 1 + first - start)
+    kept = total
+    for block in range(-tl.cdiv(tl.maximum(-earliest, 0), BN), 0):
+        j = block * BN + tl.arange(0, BN)
+        inside = (j < 0) & (j >= earliest)  # what nobody sees may be anything, and zero times NaN is NaN
+        slot = offset + j
+        slot = tl.where(slot < 0, slot + capacity, slot)
+        k = load_matrix(past_keys + ring, slot, inside, D, D, DP)
+        v = load_matrix(past_values + ring, slot, inside, D, D, DP)
+        peak, total, kept, out = see_keys(
+            q, k, v, j, newest, oldest, skewed, width - 1, first, span, ramp, peak, total, kept, out, D, BM, RELATIVE, SPANS
+        )
+    new = (packed * heads + head) * D
+    for block in range(tl.maximum(earliest, 0) // BN, (last + BN) // BN):
+        j = block * BN + tl.arange(0, BN)
+        inside = (j >= earliest) & (j <= last)
+        k = load_matrix(keys + new, j, inside, heads * D, D, DP)
+        v = load_matrix(values + new, j, inside, heads * D, D, DP)
+        peak, total, kept, out = see_keys(
+            q, k, v, j, newest, oldest, skewed, width - 1, first, span, ramp, peak, total, kept, out, D, BM, RELATIVE, SPANS
+        )
+
+    share = kept + 1e-8 * total if SPANS else total
+    share = tl.where(there, share, 1.0)
+    store_matrix(attended + packed * heads * D + head * D, time, there, heads * D, out / share[:, None], D, DP)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def attend_ring(
+    query,  # [rows, H, D]
+    content_bias,  # [H, D] float32
+    ring_keys,  # [slots, H, capacity, D]
+    ring_values,
+    outs,  # states and scores of attend_constants
+    peaks,
+    totals,
+    scores,
+    spans,  # [H] float32
+    sequence_rows,  # [sequences]: each one's only row among the packed ones
+    slots,  # [sequences]
+    positions,  # [sequences]
+    attended,  # [rows, H, D]: the result
+    rows,
+    capacity,
+    window,
+    segment,
+    reach,
+    first,
+    attended_zeros,
+    pitch,
+    splits,
+    ramp,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BN: tl.constexpr,
+    BIASED: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    SPANS: tl.constexpr,
+):
+    """Programs (sequence, head): one row merges the states of the persistent vectors, then streams the keys its ring holds."""
+    sequence = tl.program_id(0)
+    head = tl.program_id(1)
+    heads = tl.num_programs(1)
+    row = tl.load(sequence_rows + sequence).to(tl.int64)
+    position = tl.load(positions + sequence).to(tl.int64)
+    ring = (tl.load(slots + sequence).to(tl.int64) * heads + head) * capacity * D
+    columns = tl.arange(0, DP)
+    real = columns < D
+    q = tl.load(query + (row * heads + head) * D + columns, mask=real, other=0.0)
+    if BIASED:
+        q = (q.to(tl.float32) + tl.load(content_bias + head * D + columns, mask=real, other=0.0)).to(q.dtype)
+    q = q.to(tl.float32)
+
+    split = tl.arange(0, SPLITS)
+    state = (split * heads + head).to(tl.int64) * rows + row
+    each = tl.load(peaks + state, mask=split < splits, other=-float("inf"))
+    peak = tl.max(each, 0)  # -inf without persistent vectors
+    rise = tl.math.exp2(each - tl.where(splits > 0, peak, 0.0))
+    total = tl.sum(tl.load(totals + state, mask=split < splits, other=0.0) * rise, 0)
+    out = tl.sum(load_matrix(outs, state, split < splits, D, D, DP) * rise[:, None], 0)
+    kept = total
+    span = tl.load(spans + head) if SPANS else 0.0
+
+    limit = tl.where(segment > 0, window + (position % tl.maximum(segment, 1)).to(tl.int32), reach)
+    before = tl.minimum(position - first + 1, reach).to(tl.int32)
+    limit = tl.where(attended_zeros != 0, limit, tl.minimum(limit, before))
+    newest = ((position - first + capacity) % capacity).to(tl.int32)  # the slot of nearness 0
+    if RELATIVE:
+        last_score = scores + (head.to(tl.int64) * rows + row) * (pitch * 16) + (reach - 1)
+    for start in range(0, limit, BN):
+        near = start + tl.arange(0, BN)
+        inside = near < limit
+        slot = newest - near
+        slot = tl.where(slot < 0, slot + capacity, slot)
+        k = load_matrix(ring_keys + ring, slot, inside, D, D, DP).to(tl.float32)
+        v = load_matrix(ring_values + ring, slot, inside, D, D, DP).to(tl.float32)
+        s = tl.sum(k * q[None, :], 1)
+        if RELATIVE:
+            s += tl.load(last_score - near, mask=inside, other=0.0).to(tl.float32)
+        s = tl.where(inside, s * (LOG2E / D**0.5), -float("inf"))
+        top = tl.maximum(peak, tl.max(s, 0))
+        p = tl.math.exp2(s - top)
+        fade = tl.math.exp2(peak - top)
+        total = total * fade + tl.sum(p, 0)
+        if SPANS:
+            p = p * tl.minimum(tl.maximum((1.0 - (near + first).to(tl.float32) + span) / ramp + 1.0, 0.0), 1.0)
+            kept = kept * fade + tl.sum(p, 0)
+        out = out * fade + tl.sum(p[:, None] * v, 0)
+        peak = top
+    share = kept + 1e-8 * total if SPANS else total
+    result = (out / share).to(attended.dtype.element_ty)
+    tl.store(attended + (row * heads + head) * D + columns, result, mask=real)

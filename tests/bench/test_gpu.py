@@ -1,0 +1,47 @@
+"""The GPU benchmark as far as a machine without one can try it: every path in the interpreter, and the refusals."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine_kernels.backends import no_gpu
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install 'headcount[gpu]'")
+
+
+def bench_gpu(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench", "gpu", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_every_part_runs_in_the_interpreter(tmp_path: Path) -> None:
+    done = bench_gpu("--interpret", "--tiny", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    assert found["interpreted"] and found["device"] is None and found["failed"] == []
+    assert [reason.split(":")[0] for reason in found["missing"]] == [
+        "cost of a graph node",
+        "barrier of a grid, whole-model kernel, CUDA C++ kernels",
+    ]
+    sections = [figure["section"] for figure in found["figures"]]
+    assert {name: sections.count(name) for name in sections} == {"card": 2, "decode": 4, "token": 4, "score": 4, "attention": 5}
+    gated = [figure for figure in found["figures"] if "gate" in figure]
+    assert len(gated) == 6 and all(figure["gate"]["difference"] <= figure["gate"]["limit"] for figure in gated)
+    table = (tmp_path / "gpu.md").read_text(encoding="utf-8")
+    assert "no time here is a figure of a GPU" in table and table.count("\n|") == 2 + len(sections)
+
+
+@pytest.mark.skipif(no_gpu() is None, reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
+    done = bench_gpu("--out", str(tmp_path / "new"))
+    assert done.returncode == 1 and "GPU" in done.stderr and "--interpret --tiny" in done.stderr
+    assert bench_gpu("--interpret", "--out", str(tmp_path / "new")).returncode == 1
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,69 @@
+"""The calls that ahead-of-time compilation makes: every launcher with each of its tiles, at the sizes of arXiv 2110.03252."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+
+from engine_kernels.ops import AttentionTables, Visibility
+from engine_kernels.triton_ops.attention import Sequences, attend_constants, attend_ring, attend_rows
+from engine_kernels.triton_ops.launch import Launcher
+from engine_kernels.triton_ops.projections import Norm, normalise, project, project_heads, write_rings
+from engine_kernels.triton_ops.vocabulary import score_words
+
+HIDDEN, HEAD_DIM, PERSISTENT, REACH = 512, 64, 2048, 193
+WORDS = 20_000
+SEE = Visibility(REACH, 0, REACH, 0, True)
+
+
+def attention(launch: Launcher, heads: int, dtype: torch.dtype, rows: int, *, shared: bool = False) -> None:
+    """Prefill and decode of `rows` rows: distances and biases of their own, or a table for all heads and spans."""
+    empty = partial(torch.empty, dtype=dtype)
+    biases = None if shared else torch.empty(heads, HEAD_DIM)
+    tables = AttentionTables(
+        distances=empty(1 if shared else heads, REACH, HEAD_DIM),
+        content_bias=biases,
+        position_bias=biases,
+        persistent_keys=empty(heads, PERSISTENT, HEAD_DIM),
+        persistent_values=empty(heads, PERSISTENT, HEAD_DIM),
+        spans=torch.empty(heads) if shared else None,
+        span_ramp=32 if shared else 0,
+    )
+    query, rings = empty(rows, heads, HEAD_DIM), (empty(4, heads, REACH, HEAD_DIM), empty(4, heads, REACH, HEAD_DIM))
+    each = torch.zeros(1, dtype=torch.int64)
+    sequences = Sequences(each, each, each, each, each)
+    constants = attend_constants(launch, query, tables, SEE)
+    attend_rows(launch, query, rings, (query, query), constants, sequences, np.array([rows]), tables, SEE, query)
+    attend_ring(launch, query, rings, constants, sequences, tables, SEE, query)
+
+
+def layer(launch: Launcher, heads: int, dtype: torch.dtype, rows: int) -> None:
+    """What stands around attention: norm and heads, keys and values into rings, the output projection; a feed-forward and a norm."""
+    empty = partial(torch.empty, dtype=dtype)
+    hidden, each = torch.empty(rows, HIDDEN), torch.zeros(rows, dtype=torch.int64)
+    norm = Norm(torch.empty(HIDDEN), torch.empty(HIDDEN), 1e-5)
+    rings = empty(4, heads, REACH, HEAD_DIM), empty(4, heads, REACH, HEAD_DIM)
+    query = project_heads(launch, hidden, empty(3, heads, HEAD_DIM, HIDDEN), None, norm, rings, each, each)
+    write_rings(launch, (query, query), rings, each, each, each)
+    project(launch, query.flatten(1), empty(HIDDEN, heads * HEAD_DIM), empty(HIDDEN), residual=hidden)
+    project(launch, hidden, empty(4 * HIDDEN, HIDDEN), empty(4 * HIDDEN), norm=norm, relu=True, dtype=dtype)
+    normalise(launch, hidden, norm)
+    score_words(launch, hidden, empty(WORDS, HIDDEN), empty(WORDS), each)
+
+
+CALLS: tuple[Callable[[Launcher], None], ...] = (
+    *(partial(attention, heads=3, dtype=torch.bfloat16, rows=rows, shared=shared) for rows in (1, 64, 600) for shared in (False, True)),
+    *(partial(attention, heads=3, dtype=torch.float32, rows=rows) for rows in (1, 600)),
+    *(partial(layer, heads=3, dtype=torch.bfloat16, rows=rows) for rows in (1, 64, 600)),
+    *(partial(layer, heads=3, dtype=torch.float32, rows=rows) for rows in (1, 600)),
+)
+
+
+def everything(launch: Launcher, heads: int) -> None:
+    """Each launcher with each of its tiles and this many heads, for the count of compilations."""
+    for rows in (1, 64, 600):
+        attention(launch, heads, torch.bfloat16, rows)
+        layer(launch, heads, torch.bfloat16, rows)

@@ -1,0 +1,61 @@
+"""Without a GPU the kernels run in Triton's interpreter, which is chosen before triton is first imported."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from engine_kernels.backends import no_gpu
+
+if no_gpu() is not None:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture
+def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 in the interpreter: it keeps such numbers as uint16, multiplies those bit patterns, and cuts off what a GPU rounds.
+
+    Replaced are its matrix product and its two conversions, all that our kernels do with bfloat16 beside moving it. On a device nothing is.
+    """
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    tl = importlib.import_module("triton.language")
+    builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
+    dot, cast, convert = builder.create_dot, builder.cast_impl, builder.create_fp_to_fp
+
+    def widened(x: Any) -> Any:
+        return handle(x.data.view(ml_dtypes.bfloat16).astype(np.float32), tl.float32) if x.dtype.scalar == tl.bfloat16 else x
+
+    def rounded(x: Any) -> Any:
+        return handle(x.data.astype(np.float32).astype(ml_dtypes.bfloat16).view(np.uint16), tl.bfloat16)
+
+    def to_bfloat16(x: Any, dtype: Any) -> bool:
+        return bool(dtype.scalar == tl.bfloat16 and x.dtype.scalar in (tl.float32, tl.float16))
+
+    monkeypatch.setattr(builder, "create_dot", lambda self, a, b, *rest: dot(self, widened(a), widened(b), *rest))
+    monkeypatch.setattr(builder, "cast_impl", lambda self, x, to: rounded(x) if to_bfloat16(x, to) else cast(self, x, to))
+    monkeypatch.setattr(
+        builder, "create_fp_to_fp", lambda self, x, to, mode: rounded(x) if to_bfloat16(x, to) else convert(self, x, to, mode)
+    )
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor a launcher asks for without a value holds NaN, so that a place nobody writes cannot pass for a zero."""
+    torch = pytest.importorskip("torch")
+
+    def poisoned(make: Any) -> Any:
+        def made(*sizes: Any, **options: Any) -> Any:
+            tensor = make(*sizes, **options)
+            return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+        return made
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
