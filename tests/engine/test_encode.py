@@ -210,7 +210,7 @@ def test_forward_is_the_backends_own_and_differentiable(torch_bert: tuple[engine
     assert isinstance(found, torch.Tensor) and np.abs(found.numpy() - model.logits(ids, mask)).max() < 1e-6
 
 
-def test_the_gradient_of_head_factors_is_that_of_finite_differences(torch_bert: tuple[engine.Model, Source]) -> None:
+def test_the_gradient_of_head_factors_is_that_of_finite_differences(torch_bert: tuple[engine.Model, Source], tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     model, source = torch_bert
     runner: Any = model._runner
