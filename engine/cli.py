@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from engine.cli_prune import app as prune_app
 from engine.cli_support import encode, parse_options, print_json, progress_bar, read_text, rows_of, spinner
 from engine.errors import EngineError, InputError, Problem
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(prune_app)
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A trained checkpoint: a file, or a directory holding exactly one.")]
 ModelPath = Annotated[str, typer.Argument(metavar="DIR", help="An engine directory, or any source `convert` accepts.")]
