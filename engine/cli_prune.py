@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.cli_support import parse_options, print_json, progress_bar, spinner
+from engine.cli_support import parse_options, print_json, progress_bar, progress_bars, spinner
 from engine.errors import EngineError
 
 app = typer.Typer(
@@ -126,6 +126,108 @@ def apply(
         require_finite(pruned, model)
         checkpoints.save(pruned, output, force=force)
     _report(checkpoint, pruned, output, rows, as_json, quiet)
+
+
+@app.command()
+def trials(
+    model: ModelPath,
+    output: Annotated[str, typer.Argument(metavar="OUT", help="The folder of the run; one that stopped goes on.")],
+    train: Annotated[list[str], typer.Option("--train", metavar="FILE", help="Labelled sentences to fine-tune on; repeatable.")],
+    dev: Annotated[list[str], typer.Option("--dev", metavar="FILE", help="To rank heads and to choose k on; repeatable.")],
+    test: Annotated[list[str] | None, typer.Option("--test", metavar="FILE", help="To report the chosen k on; repeatable.")] = None,
+    source: Annotated[
+        list[str] | None, typer.Option("--source", metavar="FILE", help="Rank on these instead of --dev, one by one; see --combine.")
+    ] = None,
+    combine: Annotated[
+        str, typer.Option("--combine", metavar="NAME", help="Rankings of several sources: sd (sum), md (mean rank), ec (try each).")
+    ] = "sd",
+    labels: Annotated[str | None, typer.Option("--labels", metavar="FILE", help="All labels, one a line; else those of --train.")] = None,
+    format: Format = "auto",
+    limit_train: Annotated[int | None, typer.Option("--limit-train", min=1, help="First sentences of each training file.")] = None,
+    limit_dev: Annotated[int | None, typer.Option("--limit-dev", min=1, help="First sentences of each dev and source file.")] = None,
+    limit_test: Annotated[int | None, typer.Option("--limit-test", min=1, help="First sentences of each test file.")] = None,
+    cut_long: CutLong = False,
+    counts: Annotated[str, typer.Option("--counts", metavar="LIST", help="Numbers of heads to remove: 1-12, or 1,2,4,8.")] = "1-12",
+    method: Annotated[str, typer.Option("--method", metavar="M", help="gradient, michel, confidence, magnitude or random.")] = "gradient",
+    reverse: Annotated[bool, typer.Option("--reverse", help="Remove the highest first.")] = False,
+    control: Annotated[
+        list[str] | None, typer.Option("--control", metavar="NAME", help="Also in this order: random or highest; repeatable.")
+    ] = None,
+    start: Annotated[str, typer.Option("--start", metavar="NAME", help="Weights of each trial: pretrained or fine-tuned.")] = "pretrained",
+    stop_on_drop: Annotated[bool, typer.Option("--stop-on-drop", help="End an order when a score is below the one before.")] = False,
+    epochs: Annotated[int, typer.Option("--epochs", help="Passes over the training data.")] = 3,
+    rate: Annotated[float, typer.Option("--rate", help="Learning rate at its height.")] = 5e-5,
+    batch: Batch = 32,
+    warmup: Annotated[float, typer.Option("--warmup", help="Share of the steps in which the rate rises.")] = 0.1,
+    decay: Annotated[float, typer.Option("--decay", help="Weight decay.")] = 0.0,
+    dropout: Annotated[float, typer.Option("--dropout", help="While training.")] = 0.1,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the new head, dropout and shuffling.")] = 0,
+    rank_seed: Annotated[int, typer.Option("--rank-seed", min=0, help="Of the random order.")] = 42,
+    rank_batch: Annotated[int, typer.Option("--rank-batch", min=1, help="Sequences in a batch of the ranking.")] = 32,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Another order in each epoch; else that of the files.")] = False,
+    precision: Annotated[str, typer.Option("--precision", metavar="NAME", help="Of training: float32 or bfloat16.")] = "float32",
+    device: Device = "auto",
+    picture: Annotated[bool, typer.Option("--picture/--no-picture", help="Draw OUT/score.png.")] = True,
+    option: Settings = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune an encoder without its k lowest heads for each k; choose k on dev.
+
+    Every trial is kept as it ends, and a run that stopped goes on when it is started again.
+    """
+    options, tried = parse_options(option), _counts(counts)
+    _require_torch()
+    from engine.api import open_checkpoint
+    from engine.prune.picture import draw
+    from engine.prune.rank import RankOptions
+    from engine.prune.task import DataOptions
+    from engine.prune.train import TrainOptions
+    from engine.prune.trials import Files, TrialOptions, run_trials
+
+    training = TrainOptions(epochs, rate, batch, warmup, decay, dropout, seed=seed, shuffle=shuffle, precision=precision)
+    chosen = TrialOptions(
+        counts=tried,
+        ranking=RankOptions(method, reverse, rank_batch, rank_seed),
+        controls=tuple(control or ()),
+        combine=combine,
+        start=start,
+        stop_on_drop=stop_on_drop,
+        device=device,
+        limits=(limit_train, limit_dev, limit_test),
+        train=training,
+    )
+    files = Files(train, dev, test or (), source or (), labels)
+    checkpoint = open_checkpoint(model, **options)
+    with progress_bars(quiet) as report:
+        summary = run_trials(checkpoint, Path(output), files, DataOptions(format, None, cut_long), chosen, force=force, report=report)
+    if picture:
+        draw(summary, Path(output) / "score.png")
+    if as_json:
+        print_json(summary)
+    elif not quiet:
+        _print_trials(summary, output)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        parts = [part.split("-") for part in text.split(",")]
+        return tuple(count for part in parts for count in range(int(part[0]), int(part[-1]) + 1))
+    except ValueError:
+        raise typer.BadParameter(f"--counts takes numbers like 1-12 or 1,2,4,8, not {text!r}") from None
+
+
+def _print_trials(summary: dict[str, Any], output: str) -> None:
+    parts = [part for part in ("dev", "test") if part in summary["dense"]]
+    print(f"{'order':16} {'k':>3} " + " ".join(f"{part + ', %':>8}" for part in parts))
+    rows = [("dense", summary["dense"], "")]
+    for order in summary["orders"]:
+        rows += [(order["order"], trial, "  ← best on dev" if trial == order["best"] else "") for trial in order["trials"]]
+    for name, trial, mark in rows:
+        print(f"{name:16} {trial['k']:>3} " + " ".join(f"{100 * trial[part]['score']:8.2f}" for part in parts) + mark)
+    best = summary["best"]
+    print(f"best on dev: {best['order']} without {best['k']} heads, in {output}/{best['order']}/best")
 
 
 def _report(before: Any, after: Any, output: str, rows: int, as_json: bool, quiet: bool) -> None:

@@ -1,4 +1,4 @@
-"""Sequences → padded batches of tensors."""
+"""Sequences → packed batches of tensors."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from engine.prune.data.pieces import Example
 class Batch:
     """B sequences of at most T tokens, with W words in all.
 
-    ids [B, T], 0 behind a sequence's end; seen [B, T] bool; row, column [W]: each word's first piece; labels [W]; examples: their numbers.
+    ids [tokens], sequence after sequence without padding; seen [B, T] bool: where they stand in a padded batch, row by row;
+    place [tokens]: of each in its sequence; word [W]: the token that is each word's first piece; row [W]: its sequence; labels [W];
+    examples: the numbers of the sequences.
     """
 
     ids: torch.Tensor
     seen: torch.Tensor
+    place: torch.Tensor
+    word: torch.Tensor
     row: torch.Tensor
-    column: torch.Tensor
     labels: torch.Tensor
     examples: tuple[int, ...]
 
     @property
     def tokens(self) -> int:
-        return int(self.seen.sum())
+        return len(self.ids)
 
 
 def batches(examples: Sequence[Example], size: int, device: torch.device, order: Sequence[int] | None = None) -> Iterator[Batch]:
@@ -43,14 +46,14 @@ def by_length(examples: Sequence[Example]) -> list[int]:
 
 def collate(examples: Sequence[Example], numbers: Sequence[int], device: torch.device) -> Batch:
     chosen = [examples[number] for number in numbers]
-    length = max(len(example.ids) for example in chosen)
-    ids = torch.tensor([[*example.ids, *[0] * (length - len(example.ids))] for example in chosen])
-    lengths = torch.tensor([len(example.ids) for example in chosen])
+    lengths = [len(example.ids) for example in chosen]
+    starts = [sum(lengths[:row]) for row in range(len(chosen))]
     return Batch(
-        ids=ids.to(device),
-        seen=(torch.arange(length) < lengths[:, None]).to(device),
+        ids=torch.tensor([token for example in chosen for token in example.ids]).to(device),
+        seen=(torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(device),
+        place=torch.tensor([place for length in lengths for place in range(length)]).to(device),
+        word=torch.tensor([start + column for start, example in zip(starts, chosen, strict=True) for column in example.first]).to(device),
         row=torch.tensor([row for row, example in enumerate(chosen) for _ in example.first]).to(device),
-        column=torch.tensor([column for example in chosen for column in example.first]).to(device),
         labels=torch.tensor([label for example in chosen for label in example.labels]).to(device),
         examples=tuple(numbers),
     )

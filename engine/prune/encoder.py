@@ -46,14 +46,13 @@ class Encoder:
 
     def logits(self, batch: Batch, head_mask: HeadMask | None = None, attend: Attend = attend) -> torch.Tensor:
         """[W, labels] of the batch's words; head_mask multiplies each head's output."""
-        hidden = self._embed(batch.ids)  # [B, T, hidden]
-        seen = batch.seen[:, None, None, :]
+        hidden = self._embed(batch)  # [tokens, hidden]
         for index, layer in enumerate(self.spec.layers):
             mask = None if head_mask is None else head_mask[index]
-            hidden = self._layer(index, layer, hidden, seen, mask, attend)
+            hidden = self._layer(index, layer, hidden, batch.seen, mask, attend)
         if self.spec.final_norm:
             hidden = self._norm("final_norm", hidden, self.spec.layers[-1])
-        words = self._drop(hidden[batch.row, batch.column])  # [W, hidden]
+        words = self._drop(hidden[batch.word])  # [W, hidden]
         return reference.linear(words, self.weights["head.labels"], self.weights["head.labels_bias"])
 
     def loss(self, batch: Batch, head_mask: HeadMask | None = None) -> torch.Tensor:
@@ -71,11 +70,11 @@ class Encoder:
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in self.weights.items()}
         return replace(self.checkpoint, weights=weights, provenance={**self.checkpoint.provenance, **provenance})
 
-    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+    def _embed(self, batch: Batch) -> torch.Tensor:
         e = self.spec.embedding
-        hidden = F.embedding(ids, self.weights["embedding.0"]) * e.scale
+        hidden = F.embedding(batch.ids, self.weights["embedding.0"]) * e.scale
         if e.positions:
-            hidden = hidden + self.weights["embedding.positions"][e.position_offset : e.position_offset + ids.shape[1]]
+            hidden = hidden + F.embedding(batch.place + e.position_offset, self.weights["embedding.positions"])
         if e.token_types:
             hidden = hidden + self.weights["embedding.token_types"][0]
         if e.norm:
@@ -107,15 +106,15 @@ class Encoder:
         if not a.heads:
             return torch.zeros_like(x) if bias is None else bias.expand_as(x)
         query, key, value = (
-            reference.linear(x, w[prefix + name], w.get(f"{prefix}{name}_bias")).reshape(*x.shape[:-1], a.heads, a.head_dim).transpose(1, 2)
+            _padded(reference.linear(x, w[prefix + name], w.get(f"{prefix}{name}_bias")), seen, a.heads)
             for name in ("query", "key", "value")
         )  # [B, heads, T, head_dim]
-        out = attend(index, query * a.score_scale, key, value, seen, self.dropout).transpose(1, 2)  # [B, T, heads, head_dim]
+        out = attend(index, query * a.score_scale, key, value, seen[:, None, None, :], self.dropout).transpose(1, 2)
         if a.scaled:
             out = out * w[prefix + "head_scale"][:, None]
         if mask is not None:
             out = out * (mask[:, None, :, None] if mask.ndim == 2 else mask[:, None])
-        return reference.linear(out.flatten(-2), w[prefix + "output"], bias)
+        return reference.linear(out[seen].flatten(-2), w[prefix + "output"], bias)
 
     def _feed_forward(self, index: int, x: torch.Tensor) -> torch.Tensor:
         w, prefix, activation = self.weights, f"layers.{index}.feed_forward.", self.activations[index]
@@ -128,6 +127,12 @@ class Encoder:
 
     def _drop(self, x: torch.Tensor) -> torch.Tensor:
         return F.dropout(x, self.dropout) if self.dropout else x
+
+
+def _padded(rows: torch.Tensor, seen: torch.Tensor, heads: int) -> torch.Tensor:
+    """rows [tokens, heads · D] → [B, heads, T, D], zeros where nothing is seen."""
+    padded = rows.new_zeros((*seen.shape, rows.shape[-1])).masked_scatter(seen[..., None], rows)
+    return padded.reshape(*seen.shape, heads, -1).transpose(1, 2)
 
 
 def require_encoder(spec: ModelSpec) -> None:
