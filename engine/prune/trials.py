@@ -85,7 +85,8 @@ class Trials:
         self.output, self.options = output, options
         self.device = device_of(options.device)
         sentences = [read_sentences(f, reading.format, n) for f, n in zip((files.train, files.dev), options.limits, strict=False)]
-        self.labels: LabelSet = labels_of(sentences[0]) if files.labels is None else read_labels(files.labels)
+        whole = read_sentences(files.train, reading.format)  # a limit cuts the training, not the task
+        self.labels: LabelSet = labels_of(whole) if files.labels is None else read_labels(files.labels)
         self.base = with_labels(checkpoint, self.labels.names, options.train.seed)
         self.train, self.dev = (prepare(part, self.labels, self.base, reading) for part in sentences)
         self.test: Data | None = None

@@ -196,6 +196,10 @@ def test_wrong_trials(folder: Path) -> None:
     with pytest.raises(InputError, match=r"dev.conllu:1: expected labels of the model"):
         run(folder, SOME)
     assert not (folder / "out").exists()
+    last = "\n".join(["1\tw1\t_\tD1" + "\t_" * 6, "", ""])
+    with open(folder / "train.conllu", "a") as train:  # a label beyond the limit is a label of the task
+        train.write("".join(last.replace("D1", f"D{label}") for label in range(4)))
+    assert len(run(folder, replace(SOME, counts=(1,), controls=(), limits=(8, None, None)))["settings"]["labels"]) == 8
 
 
 def test_the_verb(folder: Path) -> None:
