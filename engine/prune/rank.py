@@ -14,7 +14,7 @@ import numpy as np
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError, Problem
 from engine.prune.batches import batches
-from engine.prune.encoder import Encoder
+from engine.prune.encoder import Encoder, require_encoder
 from engine.prune.files import data_identity, identity, read_object, same_run, write_array, write_file, write_json
 from engine.prune.importance import BY_DATA, Sums, finish, magnitude, random_scores
 from engine.prune.select import order_of
@@ -69,17 +69,18 @@ def rank(
             (output / name).unlink(missing_ok=True)
     if same_run(output / RANKING, settings):
         return read_object(output / RANKING)
-    if not same_run(output / STARTED, settings):
-        write_json(output / STARTED, {"settings": settings})
     about: dict[str, Any] = {}
     if needs_data:
         found = read_data(paths, model_labels(checkpoint), checkpoint, data)
+        require_encoder(checkpoint.spec)
         about = {"sentences": len(found.sentences), "words": sum(map(len, found.numbers))}
+        if not same_run(output / STARTED, settings):
+            write_json(output / STARTED, {"settings": settings})
         scores = scores_on(checkpoint, found, options, output / PARTIAL, progress)
     else:
         scores = scores_without_data(checkpoint, options)
-    write_array(output / SCORES, scores)
     order = [list(head) for head in order_of(scores, checkpoint.spec)]
+    write_array(output / SCORES, scores)
     numbers = [[None if np.isnan(score) else float(score) for score in row] for row in scores]
     result = {"settings": settings, **about, "scores": numbers, "order": order, "order_means": "[layer, head], first to prune first"}
     write_json(output / RANKING, result)

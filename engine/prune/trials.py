@@ -21,7 +21,7 @@ from engine.errors import InputError, Problem
 from engine.prune.apply import apply_heads
 from engine.prune.data.labels import LabelSet, labels_of, read_labels
 from engine.prune.data.read import read_sentences
-from engine.prune.encoder import Encoder, with_labels
+from engine.prune.encoder import Encoder, require_encoder, with_labels
 from engine.prune.evaluate import evaluate
 from engine.prune.files import data_identity, identity, read_object, same_run, write_array, write_json
 from engine.prune.importance import BY_DATA
@@ -88,6 +88,7 @@ class Trials:
         whole = read_sentences(files.train, reading.format)  # a limit cuts the training, not the task
         self.labels: LabelSet = labels_of(whole) if files.labels is None else read_labels(files.labels)
         self.base = with_labels(checkpoint, self.labels.names, options.train.seed)
+        require_encoder(self.base.spec)
         self.train, self.dev = (prepare(part, self.labels, self.base, reading) for part in sentences)
         self.test: Data | None = None
         if files.test:

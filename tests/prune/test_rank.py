@@ -204,6 +204,7 @@ def test_wrong_models_and_numbers(tmp_path: Path) -> None:
         rank(nan, tmp_path / "nan", [text], DataOptions(), RankOptions())
     with pytest.raises(InputError, match=r"dev2.conllu:1: expected labels of the model: C0.*found 'D"):
         rank(checkpoint, tmp_path / "x", [write_text(tmp_path / "dev2.conllu", 1, name="D")], DataOptions(), RankOptions())
+    assert not (tmp_path / "x").exists()  # so that a corrected call finds nothing in its way
     hidden, _ = read_source(encoder("bert", "Model").write(tmp_path / "hidden"))
     with pytest.raises(InputError, match="expected a head of token labels, found task hidden"):
         rank(hidden, tmp_path / "x2", [text], DataOptions(), RankOptions())
@@ -211,6 +212,11 @@ def test_wrong_models_and_numbers(tmp_path: Path) -> None:
     language_model, _ = read_source(gpt2().write(tmp_path / "gpt2"))
     with pytest.raises(Unsupported, match="a bidirectional layer"):
         require_encoder(language_model.spec)
+    key = checkpoint.weights["layers.0.attention.key"] * np.float32("nan")
+    with pytest.raises(InputError, match="scores: layer 0, head 0: expected a number"):
+        broken = replace(checkpoint, weights={**checkpoint.weights, "layers.0.attention.key": key})
+        rank(broken, tmp_path / "x", [], DataOptions(), RankOptions("magnitude"))
+    assert not (tmp_path / "x").exists()
     unnamed = replace(checkpoint, provenance={})
     with pytest.raises(InputError, match="names of its 4 labels"):
         rank(unnamed, tmp_path / "x3", [text], DataOptions(), RankOptions())

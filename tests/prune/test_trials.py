@@ -13,7 +13,8 @@ import torch
 
 import engine
 from engine import checkpoint as checkpoints
-from engine.errors import EngineError, InputError
+from engine.convert import read_source
+from engine.errors import EngineError, InputError, Unsupported
 from engine.prune import train as training
 from engine.prune.encoder import Encoder
 from engine.prune.evaluate import evaluate
@@ -22,6 +23,7 @@ from engine.prune.task import DataOptions, model_labels, read_data
 from engine.prune.train import TrainOptions, fine_tune
 from engine.prune.trials import Files, TrialOptions, run_trials
 from tests.engine.command import headcount
+from tests.engine.hugging_face_sources import gpt2
 from tests.prune.models import random_model, write_text
 
 CPU = torch.device("cpu")
@@ -192,6 +194,10 @@ def test_wrong_trials(folder: Path) -> None:
     ):
         with pytest.raises(InputError, match=says):
             run(folder, options)
+    language_model, _ = read_source(gpt2().write(folder / "gpt2"))
+    with pytest.raises(Unsupported, match="a bidirectional layer"):
+        files = Files([str(folder / "train.conllu")], [str(folder / "dev.conllu")])
+        run_trials(language_model, folder / "out", files, DataOptions(), replace(SOME, counts=(1,)))
     write_text(folder / "dev.conllu", 3, name="D")
     with pytest.raises(InputError, match=r"dev.conllu:1: expected labels of the model"):
         run(folder, SOME)
