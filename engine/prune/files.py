@@ -18,6 +18,17 @@ from engine.errors import CheckpointError, InputError, Problem
 from engine.strict_json import parse_json, read_bytes
 
 
+def output_folder(path: Path) -> Path:
+    """The path; raises InputError where something stands there that is no folder."""
+    try:
+        wrong = path.exists() and not path.is_dir()
+    except (OSError, ValueError):  # ValueError: a NUL byte in the name
+        wrong = True
+    if wrong:
+        raise InputError(Problem(repr(str(path)), "a folder to make or to go on in", "something else"))
+    return path
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write `content` beside `path`, then put it in its place; raises CheckpointError."""
     try:
@@ -83,7 +94,10 @@ def data_identity(paths: Sequence[str]) -> list[dict[str, str]]:
     """Name and digest of each file of labelled sentences, or of the files of a folder; raises InputError."""
     found = []
     for path in map(Path, paths):
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        try:
+            files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+        except OSError as error:
+            raise InputError(Problem(str(path), "a readable folder", str(error))) from None
         state = hashlib.sha256(b"".join(read_bytes(file, InputError) for file in files))
         found.append({"path": path.name, "sha256": state.hexdigest()})
     return found

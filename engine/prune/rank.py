@@ -15,7 +15,7 @@ from engine.checkpoint import Checkpoint
 from engine.errors import InputError, Problem
 from engine.prune.batches import batches
 from engine.prune.encoder import Encoder, require_encoder
-from engine.prune.files import data_identity, identity, read_object, same_run, write_array, write_file, write_json
+from engine.prune.files import data_identity, identity, output_folder, read_object, same_run, write_array, write_file, write_json
 from engine.prune.importance import BY_DATA, Sums, finish, magnitude, random_scores
 from engine.prune.select import order_of
 from engine.prune.task import Data, DataOptions, describe, device_of, model_labels, read_data
@@ -59,6 +59,7 @@ def rank(
     and InputError where `output` holds another run, unless `force`.
     """
     options.check()
+    output_folder(output)
     needs_data = options.method in BY_DATA
     if needs_data and not paths:
         raise InputError(Problem("data", f"labelled sentences for the method {options.method}", "none"))

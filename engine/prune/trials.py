@@ -23,8 +23,9 @@ from engine.prune.data.labels import LabelSet, labels_of, read_labels
 from engine.prune.data.read import read_sentences
 from engine.prune.encoder import Encoder, require_encoder, with_labels
 from engine.prune.evaluate import evaluate
-from engine.prune.files import data_identity, identity, read_object, same_run, write_array, write_json
+from engine.prune.files import data_identity, identity, output_folder, read_object, same_run, write_array, write_json
 from engine.prune.importance import BY_DATA
+from engine.prune.masks import read_scores
 from engine.prune.rank import PARTIAL, SCORES, RankOptions, scores_on, scores_without_data
 from engine.prune.select import COMBINATIONS, Head, combine, order_of
 from engine.prune.task import Data, DataOptions, describe, device_of, prepare
@@ -82,7 +83,7 @@ class Trials:
 
     def __init__(self, checkpoint: Checkpoint, output: Path, files: Files, reading: DataOptions, options: TrialOptions) -> None:
         options.check(sum(layer.attention.heads for layer in checkpoint.spec.layers))
-        self.output, self.options = output, options
+        self.output, self.options = output_folder(output), options
         self.device = device_of(options.device)
         sentences = [read_sentences(f, reading.format, n) for f, n in zip((files.train, files.dev), options.limits, strict=False)]
         whole = read_sentences(files.train, reading.format)  # a limit cuts the training, not the task
@@ -162,8 +163,7 @@ class Trials:
                 partial.unlink(missing_ok=True)
             else:
                 write_array(path, scores_without_data(dense, options))
-        scores_read: np.ndarray = np.load(path, allow_pickle=False)
-        return scores_read
+        return read_scores(path, self.base.spec)
 
     def _order(self, name: str, scores: np.ndarray, report: Callable[[str], Any]) -> dict[str, Any]:
         """The trials of one order of heads."""

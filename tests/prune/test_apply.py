@@ -19,7 +19,9 @@ from engine.prune.masks import read_mask, read_scores
 from engine.prune.select import Budget, combine, order_of, without
 from engine.surgery import mask, prune
 from tests.engine.command import headcount
-from tests.prune.models import PLANTED, planted_model, random_model, write_text
+from tests.engine.hugging_face_sources import encoder
+from tests.oracle import hugging_face as oracle
+from tests.prune.models import CLASSES, PLANTED, WORDS, planted_model, random_model, tokenizer, write_text
 
 SCORES = np.array([[0.5, 0.0, 0.3], [0.3, 1.0, 0.2]])
 ORDER = [(0, 1), (1, 2), (0, 2), (1, 0), (0, 0), (1, 1)]
@@ -167,6 +169,27 @@ def test_rank_and_apply_as_a_user(tmp_path: Path) -> None:
     assert headcount("prune", "apply", model, tmp_path / "md", *twice, "--combine", "md", "--flops", 0.9).status == 0
     (tmp_path / "m.txt").write_text("1:1")
     assert "5 of 6 heads" in headcount("prune", "apply", model, tmp_path / "m", "--mask", tmp_path / "m.txt").out
+
+
+def test_a_directory_of_twelve_layers_of_twelve_heads(tmp_path: Path) -> None:
+    """The layout of XLM-R, with its tokenizer beside it: ranked as it lies there, cut, run."""
+    source = encoder("xlm-roberta", hidden_size=48, num_attention_heads=12, num_hidden_layers=12, vocab_size=4 + WORDS * CLASSES)
+    hf = source.write(tmp_path / "hf", id2label={str(index): f"C{index}" for index in range(5)})
+    (hf / "tokenizer.json").write_text(tokenizer())
+    text = write_text(tmp_path / "dev.conllu", 6)
+    done = headcount("prune", "rank", hf, tmp_path / "ranking", "--data", text, "--limit", 4, "--quiet")
+    assert done.status == 0 and done.out == "", done.err
+    done = headcount("prune", "apply", hf, tmp_path / "small", "--ranking", tmp_path / "ranking", "--heads", 61)
+    assert "61 of 144 heads" in done.out, done.err
+    small = checkpoints.read(tmp_path / "small")
+    mask_of = np.array([[float(head in layer.attention.kept) for head in range(12)] for layer in small.spec.layers])
+    ids = [[2, 5, 9, 17, 3], [2, 12, 3]]
+    with engine.load(tmp_path / "small", dtype="float32") as model:
+        found = model.logits(ids)
+    for row, sequence in enumerate(ids):
+        n = len(sequence)
+        hidden = oracle.hidden_states(source.config, source.tensors, sequence, np.ones(n), np.zeros(n, int), mask_of)
+        assert np.abs(found[row, :n] - oracle.task_logits(source.config, source.tensors, hidden)).max() < 1e-4
 
 
 def test_wrong_calls(tmp_path: Path) -> None:

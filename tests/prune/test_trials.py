@@ -152,6 +152,11 @@ def test_stopped_trials_go_on_with_what_is_missing(folder: Path, monkeypatch: py
     assert begun == ["gradient k=2"] and len(more["orders"][0]["trials"]) == 3
     with pytest.raises(InputError, match=r"(?s)train: expected .*another output directory"):
         run(folder, replace(options, train=replace(options.train, seed=5)), "again")
+    (folder / "again" / "gradient" / "scores.npy").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"scores.npy: expected a whole .npy array"):
+        run(folder, options, "again")
+    with pytest.raises(InputError, match=r"expected a folder to make or to go on in"):
+        run(folder, options, "dev.conllu")
     (folder / "again" / "mine").write_text("kept")
     begun.clear()
     run(folder, replace(options, train=replace(options.train, seed=5)), "again", report=begun.append, force=True)
