@@ -139,7 +139,7 @@ def require_encoder(spec: ModelSpec) -> None:
     """Raise Unsupported for what Encoder does not compute, InputError without a head of token labels."""
     compile_stack(spec)
     problems = [
-        Problem(f"layers.{index}.attention", "a bidirectional layer with positions in the embedding", "another kind")
+        Problem(f"layers.{index}.attention", "a bidirectional layer with positions in the embedding", _kind(layer))
         for index, layer in enumerate(spec.layers)
         if layer.attention.causal or not isinstance(layer.attention.position, Absolute | None)
     ]
@@ -150,6 +150,10 @@ def require_encoder(spec: ModelSpec) -> None:
     if not isinstance(spec.head, Labels) or spec.head.pooled:
         hint = "rank a model fine-tuned for tagging: `headcount prune trials` makes one from any encoder"
         raise InputError(Problem("model", "a head of token labels", f"task {spec.task}"), hint=hint)
+
+
+def _kind(layer: LayerSpec) -> str:
+    return f"a {'causal' if layer.attention.causal else 'bidirectional'} one with {type(layer.attention.position).__name__} positions"
 
 
 def with_labels(checkpoint: Checkpoint, names: Sequence[str], seed: int) -> Checkpoint:

@@ -72,6 +72,7 @@ def rank(
         return read_object(output / RANKING)
     about: dict[str, Any] = {}
     if needs_data:
+        device_of(options.device)
         found = read_data(paths, model_labels(checkpoint), checkpoint, data)
         require_encoder(checkpoint.spec)
         about = {"sentences": len(found.sentences), "words": sum(map(len, found.numbers))}

@@ -14,7 +14,7 @@ import torch
 import engine
 from engine.checkpoint import Checkpoint
 from engine.convert import read_source
-from engine.errors import EngineError, InputError, Unsupported
+from engine.errors import BackendUnavailable, EngineError, InputError, Unsupported
 from engine.prune import rank as ranking
 from engine.prune.batches import batches, by_length
 from engine.prune.data.pieces import Example
@@ -202,7 +202,7 @@ def test_wrong_models_and_numbers(tmp_path: Path) -> None:
     nan = replace(checkpoint, weights={**checkpoint.weights, "head.labels": checkpoint.weights["head.labels"] * np.float32("nan")})
     with pytest.raises(EngineError, match=r"importance of layers \[0, 1\] in batch 0: expected finite numbers"):
         rank(nan, tmp_path / "nan", [text], DataOptions(), RankOptions())
-    with pytest.raises(InputError, match=r"dev2.conllu:1: expected labels of the model: C0.*found 'D"):
+    with pytest.raises(InputError, match=r"dev2.conllu:1: expected a label of the model, found 'D"):
         rank(checkpoint, tmp_path / "x", [write_text(tmp_path / "dev2.conllu", 1, name="D")], DataOptions(), RankOptions())
     assert not (tmp_path / "x").exists()  # so that a corrected call finds nothing in its way
     hidden, _ = read_source(encoder("bert", "Model").write(tmp_path / "hidden"))
@@ -223,6 +223,9 @@ def test_wrong_models_and_numbers(tmp_path: Path) -> None:
     for options, says in ((RankOptions("lrp"), "gradient, michel"), (RankOptions(batch=0), "at least one sequence")):
         with pytest.raises(InputError, match=says):
             rank(checkpoint, tmp_path / "x4", [text], DataOptions(), options)
+    with pytest.raises(BackendUnavailable, match="device: expected auto, cpu, cuda"):
+        rank(checkpoint, tmp_path / "x4", [text], DataOptions(), RankOptions(device="abacus"))
+    assert not (tmp_path / "x4").exists()
     with pytest.raises(InputError, match="labelled sentences for the method gradient"):
         rank(checkpoint, tmp_path / "x5", [], DataOptions(), RankOptions())
     short = replace(checkpoint, spec=replace(checkpoint.spec, embedding=replace(checkpoint.spec.embedding, positions=5)))

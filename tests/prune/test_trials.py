@@ -206,7 +206,7 @@ def test_wrong_trials(folder: Path) -> None:
         files = Files([str(folder / "train.conllu")], [str(folder / "dev.conllu")])
         run_trials(language_model, folder / "out", files, DataOptions(), replace(SOME, counts=(1,)))
     write_text(folder / "dev.conllu", 3, name="D")
-    with pytest.raises(InputError, match=r"dev.conllu:1: expected labels of the model"):
+    with pytest.raises(InputError, match=r"dev.conllu:1: expected a label of the model"):
         run(folder, SOME)
     assert not (folder / "out").exists()
     last = "\n".join(["1\tw1\t_\tD1" + "\t_" * 6, "", ""])

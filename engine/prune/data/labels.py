@@ -36,9 +36,9 @@ class LabelSet:
                     first.setdefault(label, sentence)
             encoded.append([numbers.get(label, -1) for label in sentence.labels])
         if first:
-            known = ", ".join(self.names[:12]) + (f" and {len(self.names) - 12} more" if len(self.names) > 12 else "")
-            problems = [Problem(f"{s.path}:{s.line}", f"labels of the model: {known}", repr(label)) for label, s in first.items()]
-            hint = "labels that the training data lacks can be named beforehand: --labels FILE, one label a line"
+            problems = [Problem(f"{s.path}:{s.line}", "a label of the model", repr(label)) for label, s in first.items()]
+            known = ", ".join(self.names[:SHOWN]) + (f" and {len(self.names) - SHOWN} more" if len(self.names) > SHOWN else "")
+            hint = f"the model's labels are {known}; for one still to be trained, `trials` takes them from --labels FILE, one a line"
             raise InputError(problems[:SHOWN], hint=hint)
         return encoded
 
