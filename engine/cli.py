@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from engine import cli_export
+from engine.cli_prune import app as prune_app
 from engine.cli_support import (
     Config,
     Heads,
@@ -37,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(prune_app)
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="A trained checkpoint: a file, or a directory holding exactly one.")]
 Format = Annotated[str, typer.Option("--format", metavar="NAME", help="Source format; auto recognises it by its tensors.")]

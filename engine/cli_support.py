@@ -106,3 +106,21 @@ def progress_bar(what: str, quiet: bool) -> Iterator[Any]:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def progress_bars(quiet: bool) -> Iterator[Any]:
+    """A function (what) that begins a bar and returns its (done, total); one that gives None where there is nobody to see it."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda what: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+
+        def begin(what: str) -> Any:
+            task = bars.add_task(what, total=None)
+            return lambda done, total: bars.update(task, completed=done, total=total, visible=done < total)
+
+        yield begin

@@ -23,6 +23,8 @@ def read_bytes(path: Path, error: type[EngineError] = CheckpointError) -> bytes:
             raise error(Problem(str(path), "a file", "a directory" if path.is_dir() else "nothing"))
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
+    except EngineError:
+        raise  # InputError is a ValueError too
     except (OSError, ValueError) as bad:  # ValueError: a path with a NUL byte
         raise error(Problem(repr(str(path)), "a readable file", str(bad))) from bad
     if len(data) > MAX_BYTES:

@@ -64,6 +64,7 @@ rm -f "$ready"
 install pip scikit-build-core pybind11 cmake ninja # the build below finds these instead of fetching its own
 install_torch
 echo "set-up: dependencies and build"
-install --no-build-isolation --editable '.[torch,bench,dev]'
+install seqeval # a source package: built in an environment of its own, unlike ours
+install --no-build-isolation --editable '.[torch,prune,bench,dev]'
 echo "$state" >"$ready"
 echo "set-up: done"

@@ -24,11 +24,11 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
     "convert": (["engine/convert/*.py"], ["surgery", "tokenizer"]),
     "model": (["engine/model/*.py"], ["checkpoint", "kernels"]),
     "runtime": (["engine/runtime/*.py"], ["model"]),
-    "prune": (["engine/prune/*.py"], ["surgery", "model"]),
+    "prune": (["engine/prune/*.py"], ["surgery", "model", "cost", "convert"]),
     "api": (["engine/api*.py", "engine/__init__.py"], ["convert", "checkpoint", "tokenizer", "model", "runtime", "cost"]),
     "cli": (
         ["engine/cli*.py", "engine/__main__.py", "engine/inspect_*.py", "engine/verify.py", "engine/precision.py", "engine/environment.py"],
-        ["api", "runtime"],
+        ["api", "runtime", "prune"],
     ),
     "serve": (["engine/serve/*.py"], ["api", "runtime"]),
     "kernels": (["kernels/engine_kernels/*.py"], []),

@@ -1,0 +1,1 @@
+"""Ranking heads by what they contribute, and pruning those that contribute least (arXiv 2108.08375)."""

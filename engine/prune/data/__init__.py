@@ -1,0 +1,1 @@
+"""Labelled sentences: readers of real formats, labels, pieces of words and scores."""

@@ -1,0 +1,57 @@
+"""CoNLL-U (universaldependencies.org/format.html): the syntactic words of a treebank with their universal part of speech."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from engine.prune.data.sentences import Block, Reading, Sentence
+
+FIELDS = 10
+FORM, UPOS = 1, 3
+WORD = re.compile(r"[1-9][0-9]*")
+RANGE = re.compile(r"([1-9][0-9]*)-([1-9][0-9]*)")  # a multi-word token: its words follow with their own numbers
+EMPTY = re.compile(r"(0|[1-9][0-9]*)\.[1-9][0-9]*")  # a node of the enhanced graph that stands for no word of the text
+
+
+def read_conllu(path: Path) -> list[Sentence]:
+    """FORM and UPOS of every syntactic word; the surface form of a multi-word token and empty nodes are passed over.
+
+    Raises InputError with file and line of every line that is not CoNLL-U.
+    """
+    reading, sentences, block = Reading(path), list[Sentence](), Block(path)
+    covered = 0  # the last word of the multi-word token being read
+    for number, line in reading.lines():
+        if not line:
+            if len(block) < covered:
+                reading.problem(number, f"words up to {covered} of a multi-word token", f"the end of the sentence after {len(block)}")
+            block.close(sentences)
+            covered = 0
+            continue
+        if line.startswith("#"):
+            if len(block):
+                reading.problem(number, "comments before the first word of a sentence", repr(line[:40]))
+            continue
+        fields = line.split("\t")
+        if len(fields) != FIELDS:
+            reading.problem(number, f"{FIELDS} fields between tabs", f"{len(fields)}: {line[:40]!r}")
+            continue
+        if (tokens := RANGE.fullmatch(fields[0])) is not None:
+            first, last = int(tokens[1]), int(tokens[2])
+            if first != len(block) + 1 or last <= first or first <= covered:
+                reading.problem(number, f"a multi-word token from {len(block) + 1}", fields[0])
+            covered = max(covered, last)
+        elif (node := EMPTY.fullmatch(fields[0])) is not None:
+            if int(node[1]) != len(block):
+                reading.problem(number, f"an empty node after word {len(block)}", fields[0])
+        elif WORD.fullmatch(fields[0]) is None or int(fields[0]) != len(block) + 1:
+            reading.problem(number, f"word {len(block) + 1}", repr(fields[0][:40]))
+            block.add(fields[FORM], fields[UPOS], number)  # so that the words after it are not problems too
+        else:
+            if not fields[FORM].strip():
+                reading.problem(number, "a word in the second field", "nothing")
+            if not fields[UPOS].strip() or fields[UPOS] == "_":
+                reading.problem(number, "a part of speech in the fourth field", repr(fields[UPOS]))
+            block.add(fields[FORM], fields[UPOS], number)
+    block.close(sentences)
+    return reading.finish(sentences)

@@ -1,0 +1,79 @@
+"""What every reader gives, and what the readers share: numbered lines, sentences between empty lines, errors with a line number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import InputError, Problem
+from engine.strict_json import read_bytes
+
+SHOWN = 20  # problems of one file that are listed
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """Words and a label for each; path and line say where its first word stands."""
+
+    words: tuple[str, ...]
+    labels: tuple[str, ...]
+    path: str
+    line: int
+
+
+class Reading:
+    """One file being read: its problems are collected and raised together, each with the file and its line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._problems: list[Problem] = []
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """Number from 1 and text of each line; raises InputError for a file that cannot be read or is not UTF-8."""
+        data = read_bytes(self.path, InputError)
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            number = data.count(b"\n", 0, error.start) + 1
+            raise InputError(Problem(f"{self.path}:{number}", "text in UTF-8", f"byte 0x{data[error.start]:02x}")) from None
+        for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split at characters inside words
+            yield number, line.removesuffix("\r")
+
+    def problem(self, line: int, expected: str, found: str) -> None:
+        self._problems.append(Problem(f"{self.path}:{line}", expected, found))
+
+    def finish(self, sentences: list[Sentence]) -> list[Sentence]:
+        """The sentences; raises InputError with every problem, or where there are none."""
+        if self._problems:
+            more = len(self._problems) - SHOWN
+            hint = f"and {more} more lines of this file are malformed" if more > 0 else None
+            raise InputError(self._problems[:SHOWN], hint=hint)
+        if not sentences:
+            raise InputError(Problem(str(self.path), "at least one labelled sentence", "none"))
+        return sentences
+
+
+class Block:
+    """Words and labels of the sentence being read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._words: list[str] = []
+        self._labels: list[str] = []
+        self._line = 0
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def add(self, word: str, label: str, line: int) -> None:
+        if not self._words:
+            self._line = line
+        self._words.append(word)
+        self._labels.append(label)
+
+    def close(self, into: list[Sentence]) -> None:
+        """The sentence ends here; one without words is none."""
+        if self._words:
+            into.append(Sentence(tuple(self._words), tuple(self._labels), str(self._path), self._line))
+        self._words, self._labels = [], []
