@@ -21,9 +21,15 @@ class Tokenizer:
 
     @staticmethod
     def from_json(text: str, *, source: str | None = None) -> Tokenizer:
-        """Read the text of a tokenizer.json; raises CheckpointError when the tokenizers library cannot."""
+        """Read the text of a tokenizer.json; raises CheckpointError when the tokenizers library cannot.
+
+        Padding and truncation some files ask for are left out: a text is encoded whole, and batches are made without padding.
+        """
         try:
-            return Tokenizer(Backend.from_str(text))
+            backend = Backend.from_str(text)
+            backend.no_padding()
+            backend.no_truncation()
+            return Tokenizer(backend)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises bare Exception, and its panics are no Exception

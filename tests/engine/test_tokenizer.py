@@ -20,6 +20,21 @@ def test_characters_round_trip_exactly() -> None:
     assert tokenizer.vocab_size == len(LETTERS)
 
 
+def test_padding_and_truncation_of_the_file_are_left_out() -> None:
+    asks = json.loads(characters(LETTERS))
+    asks["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    asks["padding"] = {
+        "strategy": {"Fixed": 5},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "\n",
+    }
+    tokenizer = Tokenizer.from_json(json.dumps(asks))
+    assert tokenizer.encode("To be\n") == [3, 4, 1, 5, 6, 0] and tokenizer.encode("T") == [3]
+
+
 def test_an_unknown_character_is_named_with_its_position() -> None:
     tokenizer = Tokenizer.from_json(characters(LETTERS))
     with pytest.raises(InputError, match=r"'x' at position 3"):
