@@ -15,7 +15,7 @@ from engine.errors import BackendUnavailable, InputError, Problem
 from engine.model.fold import fold
 from engine.model.plan import compile_stack
 from engine.model.runner import Batch, Limits, Runner, StepResult, Want
-from engine_kernels.backends import resolve
+from engine_kernels.backends import Wanted, resolve
 from engine_kernels.errors import KernelError
 
 
@@ -33,7 +33,7 @@ class Settings:
         if dtype not in DTYPES:
             raise InputError(Problem("dtype", ", ".join(sorted(DTYPES)), repr(dtype)))
         try:
-            name = resolve(backend, "auto", DTYPES[dtype]).name
+            name = resolve(backend, Wanted(dtype=DTYPES[dtype])).name
         except KernelError as error:
             raise BackendUnavailable(Problem(error.argument, error.expected, error.got)) from None
         return Settings(name, DTYPES[dtype], threads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -13,7 +13,7 @@ from engine.checkpoint import Checkpoint
 from engine.model.fold import fold
 from engine.model.plan import compile_stack
 from engine.model.runner import Limits, Runner
-from engine_kernels.backends import resolve
+from engine_kernels.backends import Wanted, resolve
 from engine_kernels.errors import KernelError
 
 Build = Callable[[Checkpoint, str, int], Runner]  # of a checkpoint, a precision and a number of threads
@@ -42,13 +42,12 @@ class Peer:
         absent = [package for package in self.packages if find_spec(package) is None]
         if absent:
             return f"{', '.join(absent)} not installed"
-        if self.engine in RUNNERS and self.dtype != "int8":
+        if self.engine in RUNNERS:
+            wanted = Wanted(quantization="int8") if self.dtype == "int8" else Wanted(dtype=self.dtype)
             try:
-                resolve(self.engine, "auto", self.dtype)
+                resolve(self.engine, wanted)
             except KernelError as error:
                 return error.got
-        if self.ours and self.dtype == "int8" and "quantization" not in {field.name for field in fields(Limits)}:
-            return "this version quantises nothing"
         return self.never
 
 
