@@ -1,9 +1,22 @@
-"""What every test run shows at its end."""
+"""What holds for every test, and what a run shows at its end."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
+
+import pytest
+
+from engine_kernels import native
+
+
+@pytest.fixture(autouse=True, scope="session")
+def exact_by_default() -> Iterator[None]:
+    """Tests that name no dtype are of the exact path: `auto` is bfloat16 on processors that multiply it directly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_MULTIPLIES_BFLOAT16", ())
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -21,6 +21,7 @@ from engine.model.cpu_runner import build
 from engine.model.fold import fold
 from engine.model.plan import compile_stack
 from engine.model.runner import Limits, Runner
+from engine_kernels import native
 from engine_kernels.testing import difference
 from tests.engine import engine_side
 from tests.engine.random_specs import random_checkpoint
@@ -280,6 +281,15 @@ def test_every_instruction_set_keeps_to_the_oracle_or_says_what_is_missing(name:
         assert (done.returncode, done.stdout) == (0, f"{name}\n"), done.stderr
     else:
         assert done.returncode != 0 and name in done.stderr and "ENGINE_CPU_ISA" in done.stderr
+
+
+def test_auto_is_bfloat16_where_the_processor_multiplies_it_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_MULTIPLIES_BFLOAT16", (native.instruction_set(),))
+    with engine.load(Path(__file__).parents[1] / "fixtures" / "aiha-char") as model:
+        explained = model.explain()
+    assert explained.dtype == "bfloat16" and "multiplies it directly" in str(explained)
+    with engine.load(Path(__file__).parents[1] / "fixtures" / "aiha-char", dtype="float32") as model:
+        assert model.explain().dtype == "float32" and "(as asked)" in str(model.explain())
 
 
 def test_an_unknown_instruction_set_is_an_error_of_load() -> None:

@@ -212,11 +212,19 @@ def test_threads_default_to_what_the_process_may_use() -> None:
 
 def test_the_module_and_the_table_name_the_instruction_set() -> None:
     assert native.instruction_set() == _native.instruction_set() in ("generic", "avx2", "avx512", "avx512_bf16", "amx", "emulated")
-    assert native.preferred_dtype() == ("bfloat16" if native.instruction_set() in ("avx512_bf16", "amx", "emulated") else "float32")
     assert backends.resolve("cpu", backends.Wanted()).name == "cpu"
     assert "float16" in refused("backend", lambda: backends.resolve("cpu", backends.Wanted("cpu", "float16")))
     assert "cuda:1" in refused("backend", lambda: backends.resolve("cpu", backends.Wanted("cuda:1")))
     assert backends.resolve("auto", backends.Wanted()).name == "cpu"
+
+
+def test_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert native.preferred_dtype() == "float32"  # tests/conftest.py
+    assert backends.preferred_dtype("cpu") == ("float32", f"auto: {native.instruction_set()} multiplies bfloat16 no faster")
+    monkeypatch.setattr(native, "_MULTIPLIES_BFLOAT16", (native.instruction_set(),))
+    assert native.preferred_dtype() == "bfloat16"
+    assert backends.preferred_dtype("cpu")[1] == f"auto: {native.instruction_set()} multiplies it directly; float32 is the exact path"
+    assert backends.preferred_dtype("torch")[0] == "float32"
 
 
 def refused(argument: str, work: Callable[[], Any]) -> str:
