@@ -42,7 +42,7 @@ def read_encoder(family: Family, source: SourceTensors, settings: Settings, note
     head, of_head = read_head(task, family, prefix, source, settings, weights["embedding.0"], activation)
     if settings.has("task") and prefix and (others := source.ignore_outside(prefix)):
         notes.append(f"task {task} was asked for: {', '.join(others)} not read")
-    specs = tuple(_layer_spec(heads, kept, width, activation, eps) for kept, width in zip(heads.kept, widths, strict=True))
+    specs = tuple(layer_spec(heads, kept, width, activation, eps) for kept, width in zip(heads.kept, widths, strict=True))
     spec = ModelSpec(hidden, vocab, specs, embedding, head, task)
     return Checkpoint(spec, {**weights, **of_head}), heads.kept
 
@@ -133,7 +133,8 @@ def _layer(family: Family, source: SourceTensors, theirs: str, ours: str, hidden
     return weights
 
 
-def _layer_spec(heads: Heads, kept: tuple[int, ...], width: int, activation: Activation, eps: float) -> LayerSpec:
+def layer_spec(heads: Heads, kept: tuple[int, ...], width: int, activation: Activation, eps: float) -> LayerSpec:
+    """A layer that sees both ways, its norms behind the sums."""
     attention = AttentionSpec(
         source_heads=heads.source_heads,
         kept=kept,

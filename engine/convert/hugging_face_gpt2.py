@@ -6,20 +6,19 @@ Its Conv1D matrices are [in, out], the transpose of a linear layer's; c_attn hol
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from engine.checkpoint import Checkpoint
 from engine.convert.base import Settings, SourceTensors
+from engine.convert.hugging_face_encoder import layer_spec
 from engine.convert.hugging_face_heads import Heads, read_heads
 from engine.convert.hugging_face_names import read_activation
 from engine.spec import (
-    Absolute,
     Activation,
-    AttentionSpec,
     Cluster,
     Embedding,
-    FeedForward,
     LayerSpec,
     ModelSpec,
     OutputCluster,
@@ -129,23 +128,6 @@ def _norm(source: SourceTensors, theirs: str, ours: str, hidden: int) -> Weights
 
 
 def _layer_spec(heads: Heads, kept: tuple[int, ...], width: int, activation: Activation, eps: float, score_scale: float) -> LayerSpec:
-    attention = AttentionSpec(
-        source_heads=heads.source_heads,
-        kept=kept,
-        kv_of=tuple(range(len(kept))),
-        head_dim=heads.head_dim,
-        position=Absolute(),
-        persistent=0,
-        causal=True,
-        sees_self=True,
-        window=None,
-        segment=None,
-        start="empty",
-        spans=None,
-        span_ramp=None,
-        bias=True,
-        output_bias=True,
-        scaled=False,
-        score_scale=score_scale,
-    )
-    return LayerSpec(attention, FeedForward(width, activation, gated=False, bias=True), "layer", True, eps, 0.0)
+    """An encoder's layer that sees only what came before, its norms in front."""
+    layer = layer_spec(heads, kept, width, activation, eps)
+    return replace(layer, attention=replace(layer.attention, causal=True, score_scale=score_scale), norm_first=True)
