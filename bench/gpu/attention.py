@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from bench.gpu.figures import Run, host
 from engine_kernels import reference
+from engine_kernels.gpu_ops import Sequences
 from engine_kernels.ops import AttentionTables, Visibility
-from engine_kernels.triton_ops.attention import Sequences, attend_constants, attend_rows
+from engine_kernels.triton_ops.attention import attend_constants, attend_rows
 
 GATED = 2  # sequences the gate looks at; the rest are timed only
 Way = Callable[["Case"], Callable[[], torch.Tensor]]  # everything that does not belong to the timed work is done beforehand

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from bench.gpu.figures import Run
-from engine_kernels.triton_ops.projections import Norm, normalise
+from engine_kernels.gpu_ops import Norm
+from engine_kernels.triton_ops.projections import normalise
 
 NODES = 64
 

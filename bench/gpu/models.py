@@ -13,8 +13,8 @@ from bench.gate import Probe
 from bench.gpu import compiled_step
 from bench.gpu.figures import Run
 from engine.checkpoint import Checkpoint
+from engine.model.gpu_runner import GpuRunner
 from engine.model.runner import Limits, Runner
-from engine.model.triton_runner import TritonRunner
 
 DECODED = 4  # tokens the gate feeds one by one
 
@@ -35,7 +35,7 @@ def _model(run: Run, checkpoint: Checkpoint) -> None:
     heads, vocab, rows = _heads(checkpoint), checkpoint.spec.vocab, run.sizes.geometry.rows
     ours = build(checkpoint, Settings("triton", run.dtype))
     plain, exact = _torch(run, checkpoint, run.dtype), _torch(run, checkpoint, "float32")
-    assert isinstance(ours, TritonRunner)
+    assert isinstance(ours, GpuRunner)
     probe = Probe.draw(vocab, 2, rows, DECODED, seed=1)
     gate = run.gate(f"model with {heads} heads", probe.decode(ours), probe.decode(plain), probe.decode(exact))
     if gate is None:
@@ -57,7 +57,7 @@ def _torch(run: Run, checkpoint: Checkpoint, dtype: str) -> Runner:
     return build_torch(compile_stack(checkpoint.spec), fold(checkpoint), Limits(dtype, device=str(run.device)))
 
 
-def _decode(run: Run, runner: TritonRunner, heads: int, batch: int, gate: dict[str, float]) -> None:
+def _decode(run: Run, runner: GpuRunner, heads: int, batch: int, gate: dict[str, float]) -> None:
     """One replay of the layers' graph; the floor is the bytes it must read over the copy bandwidth of this card."""
     took = run.seconds(runner.decode_step(batch))
     read = runner.bytes_of_a_step(batch)

@@ -38,10 +38,12 @@ STDLIB_ONLY = ["errors", "spec", "cost"]
 TORCH = ("torch", "einops", "triton")
 TORCH_FILES = [
     "kernels/engine_kernels/reference.py",
+    "kernels/engine_kernels/gpu_ops.py",
     "kernels/engine_kernels/triton_ops/*.py",
     "engine/convert/pickles.py",
     "engine/prune/*.py",
     "engine/model/torch_*.py",
+    "engine/model/gpu_*.py",
     "engine/model/triton_*.py",
     "bench/*.py",
 ]

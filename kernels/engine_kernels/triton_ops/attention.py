@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from engine_kernels.ops import AttentionTables, Visibility
+from engine_kernels.gpu_ops import Sequences, Tables
+from engine_kernels.ops import Visibility
 from engine_kernels.triton_ops.device import attention as kernels
 from engine_kernels.triton_ops.launch import Launcher
 from engine_kernels.triton_ops.tiles import Tile, choose, splits
-
-Tables = AttentionTables[torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -26,17 +25,6 @@ class Constants:
     scores: torch.Tensor | None  # [H, rows, 16 · pitch], nearness falling from W - 1
     splits: int
     pitch: int
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Sequences of packed rows on the device, all [sequences]; the key of row j < 0 stands in slot (offset + j) mod capacity."""
-
-    first_rows: torch.Tensor
-    lengths: torch.Tensor
-    slots: torch.Tensor
-    offsets: torch.Tensor
-    positions: torch.Tensor
 
 
 def padded(head_dim: int) -> int:

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from engine_kernels.gpu_ops import Norm
 from engine_kernels.triton_ops.attention import padded
 from engine_kernels.triton_ops.device import projections as kernels
 from engine_kernels.triton_ops.launch import Launcher
 from engine_kernels.triton_ops.tiles import choose
 
 DEPTH = {1: 64, 2: 64, 4: 32}  # of a block of the sum, by bytes of a weight
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A LayerNorm: gain and shift [depth] float32."""
-
-    gain: torch.Tensor
-    shift: torch.Tensor
-    eps: float
 
 
 def project(

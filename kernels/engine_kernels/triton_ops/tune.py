@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine_kernels.gpu_ops import Norm, Sequences
 from engine_kernels.ops import AttentionTables, Visibility
 from engine_kernels.triton_ops import device_tiles
-from engine_kernels.triton_ops.attention import Sequences, attend_constants, attend_ring, attend_rows
+from engine_kernels.triton_ops.attention import attend_constants, attend_ring, attend_rows
 from engine_kernels.triton_ops.launch import Launcher, architecture
-from engine_kernels.triton_ops.projections import Norm, project_heads
+from engine_kernels.triton_ops.projections import project_heads
 from engine_kernels.triton_ops.tiles import Table, Tile, for_architecture
 
 CANDIDATES: dict[str, tuple[Tile, ...]] = {

@@ -8,10 +8,11 @@ from functools import partial
 import numpy as np
 import torch
 
+from engine_kernels.gpu_ops import Norm, Sequences
 from engine_kernels.ops import AttentionTables, Visibility
-from engine_kernels.triton_ops.attention import Sequences, attend_constants, attend_ring, attend_rows
+from engine_kernels.triton_ops.attention import attend_constants, attend_ring, attend_rows
 from engine_kernels.triton_ops.launch import Launcher
-from engine_kernels.triton_ops.projections import Norm, normalise, project, project_heads, write_rings
+from engine_kernels.triton_ops.projections import normalise, project, project_heads, write_rings
 from engine_kernels.triton_ops.vocabulary import score_words
 
 HIDDEN, HEAD_DIM, PERSISTENT, REACH = 512, 64, 2048, 193

@@ -12,7 +12,8 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'head
 
 import torch
 
-from engine_kernels.triton_ops.attention import Sequences, attend_constants, attend_ring, attend_rows
+from engine_kernels.gpu_ops import Sequences
+from engine_kernels.triton_ops.attention import attend_constants, attend_ring, attend_rows
 from engine_kernels.triton_ops.launch import Launcher, architecture
 from engine_kernels.triton_ops.ops import TritonOps
 from tests.kernels.triton.attention_cases import DEVICE, DTYPES, Case, Inputs, check, draw, exact, one_row, ring

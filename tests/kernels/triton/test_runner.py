@@ -16,11 +16,12 @@ import torch
 
 import engine
 from engine.model.fold import fold
+from engine.model.gpu_graphs import bucket
+from engine.model.gpu_runner import GpuRunner
 from engine.model.plan import compile_stack
 from engine.model.runner import Batch, Limits
 from engine.model.torch_vocabulary import TorchVocabulary
-from engine.model.triton_graphs import bucket
-from engine.model.triton_runner import TritonRunner, build
+from engine.model.triton_runner import build
 from engine_kernels.testing import difference
 from tests.engine import engine_side
 from tests.engine.random_specs import random_checkpoint
@@ -31,10 +32,10 @@ FIXTURES = ROOT / "tests" / "fixtures"
 EXPECTED_WITHIN = 2e-4  # of the published code's own float32
 
 
-def triton_runner(seed: int, dtype: str = "float32") -> TritonRunner:
+def triton_runner(seed: int, dtype: str = "float32") -> GpuRunner:
     checkpoint = random_checkpoint(seed)
     runner = build(compile_stack(checkpoint.spec), fold(checkpoint), Limits(dtype, device="auto"))
-    assert isinstance(runner, TritonRunner)
+    assert isinstance(runner, GpuRunner)
     return runner
 
 

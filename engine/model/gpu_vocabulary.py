@@ -1,4 +1,4 @@
-"""Embedding and vocabulary of the `triton` backend: the `torch` backend's, but scores of given tokens never have logits in memory."""
+"""Embedding and vocabulary of the GPU backends: the `torch` backend's, but scores of given tokens never have logits in memory."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from engine.model.plan import Stack
 from engine.model.runner import Batch, StepResult
 from engine.model.torch_cache import Groups
 from engine.model.torch_vocabulary import TorchVocabulary
-from engine_kernels.triton_ops.launch import Launcher
-from engine_kernels.triton_ops.projections import project
-from engine_kernels.triton_ops.vocabulary import score_words
+from engine_kernels.gpu_ops import GpuKernels
 
 
-class TritonVocabulary(TorchVocabulary):
+class GpuVocabulary(TorchVocabulary):
     """The model's tensors outside the layers."""
 
-    def __init__(self, stack: Stack, weights: dict[str, torch.Tensor], embedding_scale: float, launch: Launcher) -> None:
+    def __init__(self, stack: Stack, weights: dict[str, torch.Tensor], embedding_scale: float, kernels: GpuKernels) -> None:
         super().__init__(stack, weights, embedding_scale)
-        self._launch = launch
+        self._kernels = kernels
         names = [f"head.{index}.projection" for index in range(len(stack.outputs))]
         self._projections = [weights[name].T.contiguous() if name in weights else None for name in names]  # [width, hidden]
 
@@ -33,7 +31,7 @@ class TritonVocabulary(TorchVocabulary):
                 continue
             rows = self.weights[f"embedding.{index}"][torch.from_numpy(ids[inside] - cluster.start).to(device)]
             if cluster.projected:
-                rows = project(self._launch, rows, self.weights[f"embedding.{index}.projection"])
+                rows = self._kernels.project(rows, self.weights[f"embedding.{index}.projection"])
             hidden[torch.from_numpy(inside).to(device)] = rows.float() * self.embedding_scale
         return hidden
 
@@ -54,7 +52,7 @@ class TritonVocabulary(TorchVocabulary):
         tails = [np.flatnonzero((targets >= c.start) & (targets < c.start + c.size)) for c in self.stack.outputs[1:]]
         if "head.clusters" in self.weights:
             source = hidden if self.stack.clusters_read_hidden else first
-            entries = project(self._launch, source, self.weights["head.clusters"], self.weights.get("head.clusters_bias"))  # [rows, tails]
+            entries = self._kernels.project(source, self.weights["head.clusters"], self.weights.get("head.clusters_bias"))  # [rows, tails]
             everything = torch.logaddexp(everything, torch.logsumexp(entries, dim=1))
         nll = everything - logit
         for cluster, (plan, inside) in enumerate(zip(self.stack.outputs[1:], tails, strict=True), start=1):
@@ -69,9 +67,9 @@ class TritonVocabulary(TorchVocabulary):
         """log Σ exp of a cluster's logits and the target's [rows]."""
         bias = self.weights.get(f"head.{cluster}.bias")
         wanted = torch.from_numpy(targets.astype(np.int64)).to(x.device)
-        return score_words(self._launch, x, self.weights[f"head.{cluster}"], bias, wanted)
+        return self._kernels.score_words(x, self.weights[f"head.{cluster}"], bias, wanted)
 
     def _narrowed(self, hidden: torch.Tensor, cluster: int) -> torch.Tensor:
         """hidden [rows, hidden] in the width of a cluster."""
         projection = self._projections[cluster]
-        return hidden if projection is None else project(self._launch, hidden.contiguous(), projection)
+        return hidden if projection is None else self._kernels.project(hidden.contiguous(), projection)

@@ -1,4 +1,4 @@
-"""Decode steps of the `triton` backend on buffers that stay in place: on a GPU, one CUDA graph per batch bucket."""
+"""Decode steps of the GPU backends on buffers that stay in place: on a GPU, one CUDA graph per batch bucket."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from engine.model.triton_rows import Rows
-from engine_kernels.triton_ops.attention import Sequences
+from engine.model.gpu_rows import Rows
+from engine_kernels.gpu_ops import Sequences
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # beyond, multiples of the last
 Layers = Callable[[torch.Tensor, Rows], torch.Tensor]  # hidden [rows, hidden] through all layers

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from engine.model.runner import Batch
-from engine_kernels.triton_ops.attention import Sequences
+from engine_kernels.gpu_ops import Sequences
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,165 @@
+"""The runner of the GPU backends: layers composed from the operations of engine_kernels/gpu_ops.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from engine.model.gpu_graphs import DecodeSteps
+from engine.model.gpu_rows import Rows
+from engine.model.gpu_vocabulary import GpuVocabulary
+from engine.model.plan import LayerPlan, Stack
+from engine.model.runner import Batch, Folded, StepResult
+from engine.model.slots import Slots
+from engine.model.torch_cache import Groups, Rings, Start
+from engine.model.torch_runner import give_tap, start_of, tables_of, tensors_of, visibility
+from engine_kernels.gpu_ops import GpuKernels, Norm
+
+
+class GpuRunner:
+    """Runner over kernels: weights, keys and values in one dtype, the residual stream in float32."""
+
+    def __init__(self, stack: Stack, folded: Folded, dtype: torch.dtype, device: torch.device, kernels: GpuKernels) -> None:
+        self.stack = stack
+        self.device = device
+        self.kernels = kernels
+        self.layers = [
+            GpuLayer(plan, tensors_of(arrays, dtype, device), kernels) for plan, arrays in zip(stack.layers, folded.layers, strict=True)
+        ]
+        self.vocabulary = GpuVocabulary(stack, tensors_of(folded.model, dtype, device), folded.embedding_scale, kernels)
+        self._slots = Slots()
+        self._rings = [Rings(layer.start, layer.capacity) if layer.start else None for layer in self.layers]
+        self._last_launches = 0
+        self._decode = DecodeSteps(self._all_layers, stack.hidden, self.open(), device)
+
+    def open(self) -> int:
+        slot = self._slots.open()
+        for rings in self._rings:
+            if rings is not None:
+                keys = rings.keys
+                rings.grow(self._slots.capacity)
+                if rings.keys is not keys and slot:
+                    self._decode.forget()
+                rings.restart(slot)
+        return slot
+
+    def reset(self, slot: int) -> None:
+        self._slots.reset(slot)
+        for rings in self._rings:
+            if rings is not None:
+                rings.restart(slot)
+
+    def close(self, slot: int) -> None:
+        self._slots.close(slot)
+
+    def step(self, batch: Batch) -> StepResult:
+        with torch.no_grad(), self._on_device():
+            self._slots.advance(batch)
+            hidden = self.vocabulary.embed_tokens(batch.ids)  # [rows, hidden]
+            if batch.tap is None and len(batch.ids) == len(batch.slots):
+                hidden = self._decode(hidden, batch.slots, batch.starts)
+            else:
+                give_tap(batch, -1, hidden)
+                hidden = self._all_layers(hidden, Rows.of(batch, self.device), batch)
+            return self.vocabulary.result(self.vocabulary.finish(hidden), batch, Groups(batch, self.device))
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Kernels start on PyTorch's current device."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    def _all_layers(self, hidden: torch.Tensor, rows: Rows, tapped: Batch | None = None) -> torch.Tensor:
+        """hidden [rows, hidden] through all layers; `tapped` is told of each."""
+        before = self.kernels.calls.total()
+        for index, (layer, rings) in enumerate(zip(self.layers, self._rings, strict=True)):
+            hidden = layer(hidden, rows, rings)
+            if tapped is not None:
+                give_tap(tapped, index, hidden)
+        self._last_launches = self.kernels.calls.total() - before
+        return hidden
+
+    def decode_step(self, rows: int) -> Callable[[], None]:
+        """One pass of the layers over `rows` rows of a slot that is nobody's, without embedding and vocabulary; for benchmarks."""
+        return self._decode.replay(rows)
+
+    def bytes_of_a_step(self, rows: int) -> int:
+        """What the layers' kernels cannot but read for one row of each of `rows` sequences: weights once, rings once each."""
+        weights = sum(layer.weight_bytes for layer in self.layers)
+        rings = sum(2 * layer.qkv[0, :, :, 0].numel() * layer.see.reach * layer.qkv.element_size() for layer in self.layers if layer.start)
+        return weights + rows * rings
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **self.kernels.describe(),
+            "launches": dict(self.kernels.calls),
+            "launches_of_last_step": self._last_launches,  # on a GPU, of the graph that was recorded last
+        }
+
+
+class GpuLayer:
+    """One layer: attention and an optional feed-forward, norms and residuals inside their kernels."""
+
+    def __init__(self, plan: LayerPlan, weights: dict[str, torch.Tensor], kernels: GpuKernels) -> None:
+        self.plan = plan
+        self.kernels = kernels
+        self.weight_bytes = sum(tensor.nbytes for tensor in weights.values())
+        self.start: Start | None = None  # a layer without heads keeps nothing
+        self.output_bias = weights.get("attention.output_bias")
+        self.attention_norm = Norm(weights["attention_norm"], weights["attention_norm_bias"], plan.norm_eps)
+        if plan.attention is not None:
+            start = start_of(plan.attention, weights)
+            assert isinstance(start, Start)  # the probe refuses bidirectional attention
+            self.start = start
+            self.see = visibility(plan.attention)
+            self.tables = tables_of(plan.attention, weights)
+            self.capacity = self.see.reach + self.see.first  # a row's own key never displaces one it sees
+            self.qkv = _stacked([weights[f"attention.{name}"] for name in ("query", "key", "value")], plan.attention.heads)
+            biases = [weights.get(f"attention.{name}_bias") for name in ("query", "key", "value")]
+            self.qkv_bias = None if biases[0] is None else torch.stack([bias for bias in biases if bias is not None])
+            self.output = weights["attention.output"]
+        if plan.feed_forward:
+            self.feed_forward_norm = Norm(weights["feed_forward_norm"], weights["feed_forward_norm_bias"], plan.norm_eps)
+            self.up, self.down = weights["feed_forward.up"], weights["feed_forward.down"]
+            self.up_bias, self.down_bias = weights.get("feed_forward.up_bias"), weights.get("feed_forward.down_bias")
+
+    def __call__(self, hidden: torch.Tensor, rows: Rows, rings: Rings | None) -> torch.Tensor:
+        """hidden [rows, hidden] float32 → the same after this layer."""
+        if self.plan.norm_first:
+            hidden = self._attention(hidden, self.attention_norm, rows, rings)
+            return self._feed_forward(hidden, self.feed_forward_norm) if self.plan.feed_forward else hidden
+        hidden = self.kernels.normalise(self._attention(hidden, None, rows, rings), self.attention_norm)
+        if self.plan.feed_forward:
+            hidden = self.kernels.normalise(self._feed_forward(hidden, None), self.feed_forward_norm)
+        return hidden
+
+    def _attention(self, hidden: torch.Tensor, norm: Norm | None, rows: Rows, rings: Rings | None) -> torch.Tensor:
+        """hidden + attention(norm(hidden))."""
+        if rings is None:  # no head: no kernel
+            return hidden if self.output_bias is None else hidden + self.output_bias.float()
+        kept = rings.keys, rings.values
+        new = None if rows.several is None else (self._packed(len(hidden)), self._packed(len(hidden)))
+        written, places = (kept, rows.slots) if new is None else (new, rows.order)
+        query = self.kernels.project_heads(hidden, self.qkv, self.qkv_bias, norm, written, places, rows.positions)
+        if new is not None and rows.single is not None:
+            self.kernels.write_rings(new, kept, rows.single.first_rows, rows.slots, rows.positions)
+        attended = self.kernels.attend(query, kept, new, rows.single, rows.several, rows.lengths, self.tables, self.see)
+        if new is not None:
+            self.kernels.write_rings(new, kept, rows.tail(self.capacity), rows.slots, rows.positions)
+        return self.kernels.project(attended.flatten(1), self.output, self.output_bias, residual=hidden)
+
+    def _feed_forward(self, hidden: torch.Tensor, norm: Norm | None) -> torch.Tensor:
+        """hidden + feed_forward(norm(hidden))."""
+        inner = self.kernels.project(hidden, self.up, self.up_bias, norm=norm, relu=True, dtype=self.up.dtype)
+        return self.kernels.project(inner, self.down, self.down_bias, residual=hidden)
+
+    def _packed(self, rows: int) -> torch.Tensor:
+        """Keys or values of new rows as rings of capacity 1, [rows, H, 1, D]."""
+        _, heads, head_dim, _ = self.qkv.shape
+        return self.qkv.new_empty((rows, heads, 1, head_dim))
+
+
+def _stacked(weights: list[torch.Tensor], heads: int) -> torch.Tensor:
+    """[H · D, hidden] each → [3, H, D, hidden]."""
+    return torch.stack([weight.reshape(heads, -1, weight.shape[1]) for weight in weights])
