@@ -12,7 +12,7 @@ stage() { echo "== $1"; }
 skip() { echo "skipped: $1: $2" | tee -a "$out/skipped"; }
 
 stage "clang-format"
-find kernels/csrc -name '*.cc' -o -name '*.h' | xargs clang-format --dry-run --Werror
+find kernels/csrc -name '*.cc' -o -name '*.h' -o -name '*.cu' | xargs clang-format --dry-run --Werror
 
 stage "everything without a warning"
 cmake -S . -B "$out/strict" -G Ninja --log-level=ERROR -DHEADCOUNT_STRICT=ON -DHEADCOUNT_TESTS=ON \
