@@ -153,11 +153,8 @@ def _head(family: Family, spec: ModelSpec, architecture: str) -> dict[str, str]:
         labels = "qa_outputs" if architecture.endswith("ForQuestionAnswering") else "classifier"
         if not spec.head.pooled:
             return _both("head.labels", labels)
-        if family.prefix == "bert":
-            return _both("head.pooler", "bert.pooler.dense") | _both("head.labels", labels)
-        if family.prefix == "roberta":
-            return _both("head.pooler", "classifier.dense") | _both("head.labels", "classifier.out_proj")
-        return _both("head.pooler", "pre_classifier") | _both("head.labels", labels)
+        dense, classes, _ = family.pooled
+        return _both("head.pooler", dense) | _both("head.labels", classes)
     if not isinstance(spec.head, Vocabulary):
         return {}
     dense, norm, bias, decoder = family.masked

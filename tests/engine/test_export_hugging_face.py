@@ -22,7 +22,7 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "hf-bert-tokcls"
 PRUNED = {0: [1], 1: [0, 1, 2], 2: [0, 2]}
 MODELS = {
     f"{kind} {task}": (kind, task)
-    for kind in ("bert", "xlm-roberta", "distilbert")
+    for kind in ("bert", "xlm-roberta", "electra", "distilbert")
     for task in ("Model", "ForTokenClassification", "ForSequenceClassification", "ForMaskedLM", "ForQuestionAnswering")
 }
 
