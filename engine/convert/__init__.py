@@ -13,13 +13,13 @@ from typing import Any
 
 from engine.checkpoint import Checkpoint, validate
 from engine.convert.base import ConversionReport, Converted, Converter
-from engine.convert.heads import read_heads
+from engine.convert.heads import read_heads, require_heads
 from engine.convert.hugging_face import CONVERTER as HUGGING_FACE
 from engine.convert.hugging_face import require_model_type
 from engine.convert.hugging_face_files import files_of, hugging_face_file, load_tensors, names_model_type
 from engine.convert.hugging_face_tokenizer import read_hugging_face_tokenizer
 from engine.convert.source_tokenizer import VOCABULARIES, read_tokenizer
-from engine.errors import ConversionError, InputError, Problem
+from engine.errors import ConversionError, Problem
 from engine.strict_json import parse_json, read_bytes
 from engine.surgery import mask, prune
 
@@ -62,8 +62,7 @@ def read_source(
     converted = converter.read(loaded.tensors, settings, given, file)
     _check(converted.checkpoint, file.name)
     chosen = _apply_heads(converted, heads, mask if masked else prune)
-    if converter.name == "huggingface" and not any(layer.attention.heads for layer in chosen.spec.layers):
-        raise InputError(Problem("heads", "at least one head left in the model", "none: all are pruned"), source=file.name)
+    require_heads(chosen.spec, file.name)
     if converter.name == "huggingface" and vocab is None:
         tokenizer = read_hugging_face_tokenizer(settings["model_type"], file, converted.notes)
     else:
