@@ -20,7 +20,7 @@ from engine.api_model import Model as Model
 from engine.checkpoint import Checkpoint, Weights
 from engine.convert import read_source
 from engine.convert.base import ConversionReport
-from engine.convert.heads import read_heads
+from engine.convert.heads import read_heads, require_heads
 from engine.convert.hugging_face_export import ExportReport, export_hugging_face
 from engine.cost import model_cost
 from engine.errors import BackendUnavailable, CheckpointError, ConversionError, EngineError, InputError, Problem, SpecMismatch
@@ -210,6 +210,7 @@ def _read(
     checkpoint = checkpoints.read(path, check=check)
     if heads is not None:
         checkpoint = _with_heads(checkpoint, heads, mask if masked else prune)
+        require_heads(checkpoint.spec, str(path))
     attentions = [layer.attention for layer in checkpoint.spec.layers]
     report = ConversionReport(
         source=str(path),
