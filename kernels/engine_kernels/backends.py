@@ -73,8 +73,6 @@ def _probe_triton(wanted: Wanted) -> str | None:
         return "its tests have not run on a GPU yet: it runs when named, backend='triton'"
     if any(importlib.util.find_spec(module) is None for module in ("torch", "triton")):
         return "PyTorch and Triton are not both installed: pip install 'headcount[gpu]'"
-    if wanted.features:
-        return f"does not run {', '.join(wanted.features)} yet"
     if interpreted():
         if wanted.device not in ("auto", "cpu"):
             return f"Triton's interpreter (TRITON_INTERPRET) runs on the CPU, and device={wanted.device!r} was asked for"

@@ -6,7 +6,7 @@ The `triton` and `cuda` backends implement GpuKernels; engine/model/gpu_runner.p
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,13 +29,17 @@ class Norm:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Sequences of packed rows on the device, all [sequences]; the key of row j < 0 stands in slot (offset + j) mod capacity."""
+    """Sequences of packed rows on the device, all [sequences]; the key of row j < 0 stands in slot (offset + j) mod capacity.
+
+    tiles: a backend's lists of their tiles of rows, by rows of a tile, made by the first layer that needs them.
+    """
 
     first_rows: torch.Tensor
     lengths: torch.Tensor
     slots: torch.Tensor
     offsets: torch.Tensor
     positions: torch.Tensor
+    tiles: dict[int, Pair] = field(default_factory=dict)
 
 
 class GpuKernels(Protocol):
@@ -65,15 +69,25 @@ class GpuKernels(Protocol):
         """
         ...
 
+    def attend_whole(self, query: torch.Tensor, new: Pair, sequences: Sequences, lengths: np.ndarray) -> torch.Tensor:
+        """Attended rows [rows, H, D] in the dtype of the query: every row sees every row of its sequence, and nothing is kept.
+
+        new: keys and values [rows, H, 1, D]; lengths [sequences], on the host too, add up to rows.
+        """
+        ...
+
     def write_rings(self, new: Pair, rings: Pair, source_rows: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor) -> None:
         """New keys and values of source_rows, no two of one slot and place, into rings."""
         ...
 
     def project(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, norm: Norm | None = None, relu: bool = False,
-        residual: torch.Tensor | None = None, dtype: torch.dtype = torch.float32,
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, norm: Norm | None = None,
+        activation: str | None = None, residual: torch.Tensor | None = None, dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:  # fmt: skip
-        """residual + relu(norm(x) · weightᵀ + bias), each part where asked for; weight [columns, depth], result in `dtype`."""
+        """residual + activation(norm(x) · weightᵀ + bias), each part where asked for; weight [columns, depth], result in `dtype`.
+
+        activation: relu, gelu, gelu_tanh, quick_gelu or silu, as ops.py's feed_forward has them.
+        """
         ...
 
     def normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:

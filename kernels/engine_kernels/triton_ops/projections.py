@@ -20,11 +20,11 @@ def project(
     bias: torch.Tensor | None = None,
     *,
     norm: Norm | None = None,
-    relu: bool = False,
+    activation: str | None = None,
     residual: torch.Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """residual + relu(norm(x) · weightᵀ + bias) of x [rows, depth], weight [columns, depth]; [rows, columns] in `dtype`."""
+    """residual + activation(norm(x) · weightᵀ + bias) of x [rows, depth], weight [columns, depth]; [rows, columns] in `dtype`."""
     rows, (columns, depth) = len(x), weight.shape
     tile = choose(launch.tiles.project, rows, weight.element_size())
     out = torch.empty((rows, columns), dtype=dtype, device=x.device)
@@ -48,7 +48,7 @@ def project(
         BK=block,
         NORM=norm is not None,
         BIAS=bias is not None,
-        RELU=relu,
+        ACTIVATION=activation,
         RESIDUAL=residual is not None,
         WHOLE=depth % block == 0,
     )

@@ -74,7 +74,9 @@ class Compiler(Launcher):
         built = kernel.warmup(*arguments, **constants, grid=grid, num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True)
         dtypes = [str(a.dtype).removeprefix("torch.") for a in arguments if isinstance(a, torch.Tensor)]
         dtype = next((name for name in ("int8", "bfloat16", "float16") if name in dtypes), "float32")
-        variant = " ".join(name.lower() for name, value in constants.items() if value is True)
+        variant = " ".join(
+            name.lower() if value is True else value for name, value in constants.items() if value is True or isinstance(value, str)
+        )
         self.found[kernel.__name__, variant, dtype, tile, built.hash] = built
 
 
