@@ -17,6 +17,8 @@ using bf16 = __nv_bfloat16;
 using fp16 = __half;
 
 #define DEVICE __device__ __forceinline__
+// Before a loop over registers.
+#define UNROLL _Pragma("unroll")
 
 namespace device {
 
