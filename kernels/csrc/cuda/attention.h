@@ -5,11 +5,9 @@
 
 #include <cstdint>
 
-#include "cuda/launch.h"
+#include "cuda/types.h"
 
 namespace cuda {
-
-enum class Number { bfloat16, float16 };
 
 // Which keys a row sees, as engine_kernels/ops.py's Visibility.
 struct Sees {
@@ -53,15 +51,16 @@ struct Sequences {
 struct NewRows {
   const void *keys, *values;
   const int32_t *tile_sequence, *tile_row;
-  int tiles;
+  int tiles, tile_rows;  // tile_rows as rows_of_a_tile said
 };
 
 // Rows of a tile of attend_rows, from which NewRows is made.
 int rows_of_a_tile(const Attention& attention, int longest);
-// Into how many parts the persistent vectors are cut.
+// Into how many parts the persistent vectors are cut: by shapes only.
 int splits_of(int rows, int heads, int persistent);
 
-// States of the persistent vectors and scores by distance, of all rows.
+// States of the persistent vectors, and scores by distance unless `scores` is nullptr, of all rows. Only attend_ring
+// reads the scores; attend_rows forms its own.
 void attend_constants(const Attention& attention, Stream stream);
 // Sequences of one row, whose rings hold every key they see.
 void attend_ring(const Attention& attention, const Sequences& single, Stream stream);

@@ -3,6 +3,7 @@
 // bank conflicts, time.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -11,12 +12,16 @@
 #include "cuda/emulated/fibers.h"
 
 #define DEVICE inline
+#define UNROLL
 #define __global__
 #define __device__
 #define __host__
 #define __restrict__ __restrict
 #define __launch_bounds__(...)
 #define __grid_constant__
+
+using std::max;
+using std::min;
 
 #define threadIdx (emulated::current->thread)
 #define blockIdx (emulated::current->block->index)
@@ -85,6 +90,8 @@ T shuffle_xor(T value, int mask) {
 }
 
 inline float exp2_fast(float x) { return std::exp2(x); }
+inline float log2_fast(float x) { return std::log2(x); }
+inline float inverse_root(float x) { return 1 / std::sqrt(x); }
 
 inline float from_bits(uint32_t bits) {
   float x;
