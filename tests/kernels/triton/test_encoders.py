@@ -10,7 +10,11 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'headcount[gpu]'", exc_type=ImportError)
 
+import torch
+
 import engine
+from engine.model.gpu_rows import Rows
+from engine.model.runner import Batch
 from engine_kernels.testing import assert_close
 from tests.engine.hugging_face_sources import Source, encoder, gpt2
 from tests.oracle import hugging_face as oracle
@@ -103,3 +107,18 @@ def test_gpt2_scores_and_continues_a_text(tmp_path: Path) -> None:
         for _ in range(3):
             text.append(int(log_probs(text)[-1].argmax()))
         assert done.ids == text[5:]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_rows_of_a_batch_stand_where_kernels_are_compiled_for(causal: bool) -> None:
+    """At multiples of 16 bytes whatever the lengths; streams of one row apart from the others, whole sequences all together."""
+    lengths = np.array([3, 1, 5])
+    batch = Batch(np.zeros(9, np.int64), np.array([4, 0, 2]), np.zeros(3, np.int64), lengths, "hidden")
+    rows = Rows.of(batch, torch.device("cpu"), causal=causal)
+    assert rows.slots.tolist() == [4, 4, 4, 0, 2, 2, 2, 2, 2] and rows.positions.tolist() == [0, 1, 2, 0, 0, 1, 2, 3, 4]
+    assert rows.several is not None and (rows.single is not None) == causal
+    assert rows.several.first_rows.tolist() == ([0, 4] if causal else [0, 3, 4])
+    assert rows.several.lengths.tolist() == rows.lengths.tolist() == ([3, 5] if causal else [3, 1, 5])
+    parts = [rows.slots, rows.positions, rows.order, rows.several.first_rows, rows.several.lengths, rows.several.slots]
+    parts += [] if rows.single is None else [rows.single.first_rows, rows.single.slots, rows.single.positions]
+    assert [part.data_ptr() % 16 for part in parts] == [0] * len(parts)
