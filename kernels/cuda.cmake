@@ -1,5 +1,5 @@
 # The CUDA kernels twice: by nvcc as the module _cuda, and by the host's compiler as _cuda_emulated, for tests.
-set(CUDA_KERNELS projections vocabulary)
+set(CUDA_KERNELS attention_constants attention_ring attention_rows projections vocabulary)
 
 # Why there is no module _cuda; empty where it is built.
 set(ENGINE_WITHOUT_CUDA "")
