@@ -38,3 +38,45 @@ def normalise(x: Any, gain: Any, shift: Any, eps: float, out: Any, stream: int) 
 def score_words(
     x: Any, weight: Any, bias: Any, targets: Any, scratch: Any, parts: Any, everything: Any, logit: Any, stream: int
 ) -> None: ...
+def splits_of(rows: int, heads: int, persistent: int) -> int: ...
+
+class Attention:
+    def __init__(
+        self,
+        query: Any,
+        ring_keys: Any,
+        ring_values: Any,
+        distances: Any,
+        content_bias: Any,
+        position_bias: Any,
+        persistent_keys: Any,
+        persistent_values: Any,
+        spans: Any,
+        span_ramp: float,
+        window: int,
+        segment: int,
+        reach: int,
+        first: int,
+        attended_zeros: bool,
+        outs: Any,
+        states: Any,
+        scores: Any,
+        out: Any,
+    ) -> None: ...
+    def rows_of_a_tile(self, longest: int) -> int: ...
+    def constants(self, stream: int) -> None: ...
+    def ring(self, first_rows: Any, lengths: Any, slots: Any, offsets: Any, positions: Any, stream: int) -> None: ...
+    def rows(
+        self,
+        first_rows: Any,
+        lengths: Any,
+        slots: Any,
+        offsets: Any,
+        positions: Any,
+        new_keys: Any,
+        new_values: Any,
+        tile_sequence: Any,
+        tile_row: Any,
+        tile_rows: int,
+        stream: int,
+    ) -> None: ...

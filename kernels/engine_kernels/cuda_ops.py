@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine_kernels.backends import emulated
-from engine_kernels.gpu_ops import Norm, Pair, Sequences, Tables
+from engine_kernels.gpu_ops import Norm, Pair, Sequences, Tables, row_tiles
 from engine_kernels.ops import Visibility
 
 
@@ -36,6 +35,7 @@ class CudaKernels:
         _, heads, head_dim, _ = weight.shape
         query = torch.empty((len(x), heads, head_dim), dtype=weight.dtype, device=x.device)
         scratch = self._rounded(x, weight)
+        bias = None if bias is None else bias.reshape(weight.shape[:3])
         self.calls["project_heads"] += 1
         self._module.project_heads(x, *_norm(norm), weight, bias, query, *rings, slots, positions, scratch, self._stream())
         return query
@@ -52,7 +52,43 @@ class CudaKernels:
         see: Visibility,
     ) -> torch.Tensor:
         """The constants of the layer for all rows at once, then the context of sequences of one row and of several."""
-        raise NotImplementedError
+        rows, heads, head_dim = query.shape
+        persistent = 0 if tables.persistent_keys is None else tables.persistent_keys.shape[1]
+        splits, pitch = self._module.splits_of(rows, heads, persistent), -(-see.reach // 16) * 16
+        scores = query.new_empty((heads, rows, pitch)) if single is not None and tables.distances is not None else None
+        out, stream = torch.empty_like(query), self._stream()
+        attention = self._module.Attention(
+            query,
+            *rings,
+            tables.distances,
+            tables.content_bias,
+            tables.position_bias,
+            tables.persistent_keys,
+            tables.persistent_values,
+            tables.spans,
+            tables.span_ramp,
+            see.window,
+            see.segment,
+            see.reach,
+            see.first,
+            see.attended_zeros,
+            query.new_empty((splits, heads, rows, head_dim), dtype=torch.float32),
+            query.new_empty((2, splits, heads, rows), dtype=torch.float32),
+            scores,
+            out,
+        )
+        if splits or scores is not None:
+            self.calls["attend_constants"] += 1
+            attention.constants(stream)
+        if single is not None:
+            self.calls["attend_ring"] += 1
+            attention.ring(*_of(single), stream)
+        if several is not None:
+            assert new is not None
+            tile_rows = attention.rows_of_a_tile(int(lengths.max()))
+            self.calls["attend_rows"] += 1
+            attention.rows(*_of(several), *new, *row_tiles(several, lengths, tile_rows), tile_rows, stream)
+        return out
 
     def write_rings(self, new: Pair, rings: Pair, source_rows: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor) -> None:
         """New keys and values into rings."""
@@ -115,6 +151,10 @@ class CudaKernels:
 
     def _stream(self) -> int:
         return torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
+
+
+def _of(sequences: Sequences) -> tuple[torch.Tensor, ...]:
+    return sequences.first_rows, sequences.lengths, sequences.slots, sequences.offsets, sequences.positions
 
 
 def _norm(norm: Norm | None) -> tuple[torch.Tensor | None, torch.Tensor | None, float]:

@@ -42,6 +42,21 @@ class Sequences:
     tiles: dict[int, Pair] = field(default_factory=dict)
 
 
+def row_tiles(sequences: Sequences, lengths: np.ndarray, tile_rows: int) -> Pair:
+    """The sequence and the first row of every tile of rows, no tile in two sequences; int32 [tiles] each. Listed once for all layers."""
+    if tile_rows not in sequences.tiles:
+        tiles = -(-lengths // tile_rows)
+        sequence = np.repeat(np.arange(len(lengths)), tiles)
+        row = (np.arange(len(sequence)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * tile_rows
+        device = sequences.first_rows.device
+        sequences.tiles[tile_rows] = _to(device, sequence), _to(device, row)
+    return sequences.tiles[tile_rows]
+
+
+def _to(device: torch.device, numbers: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(numbers.astype(np.int32)).to(device)
+
+
 class GpuKernels(Protocol):
     """The kernels of one backend on one device; `calls` counts what they started, by name.
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/cuda_attention.h"
 #include "bindings/device_call.h"
 #include "bindings/kernel_error.h"
 #include "cuda/projections.h"
@@ -18,6 +19,7 @@ namespace py = pybind11;
 namespace {
 
 using headcount::check;
+using headcount::CudaAttention;
 using headcount::DeviceCall;
 using headcount::Holds;
 using headcount::PythonArray;
@@ -180,6 +182,24 @@ PYBIND11_MODULE(HEADCOUNT_CUDA_MODULE, module) {
              py::arg("stream"));
   module.def("score_words", &score_words, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("targets"),
              py::arg("scratch"), py::arg("parts"), py::arg("everything"), py::arg("logit"), py::arg("stream"));
+  module.def("splits_of", &cuda::splits_of, py::arg("rows"), py::arg("heads"), py::arg("persistent"));
+  // The plain metaclass, so that the stub can say what the class is.
+  py::class_<CudaAttention>(module, "Attention", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
+      .def(py::init<const py::object&, const py::object&, const py::object&, const py::object&, const py::object&,
+                    const py::object&, const py::object&, const py::object&, const py::object&, float, int, int, int,
+                    int, bool, const py::object&, const py::object&, const py::object&, const py::object&>(),
+           py::arg("query"), py::arg("ring_keys"), py::arg("ring_values"), py::arg("distances"),
+           py::arg("content_bias"), py::arg("position_bias"), py::arg("persistent_keys"), py::arg("persistent_values"),
+           py::arg("spans"), py::arg("span_ramp"), py::arg("window"), py::arg("segment"), py::arg("reach"),
+           py::arg("first"), py::arg("attended_zeros"), py::arg("outs"), py::arg("states"), py::arg("scores"),
+           py::arg("out"))
+      .def("rows_of_a_tile", &CudaAttention::rows_of_a_tile, py::arg("longest"))
+      .def("constants", &CudaAttention::constants, py::arg("stream"))
+      .def("ring", &CudaAttention::ring, py::arg("first_rows"), py::arg("lengths"), py::arg("slots"),
+           py::arg("offsets"), py::arg("positions"), py::arg("stream"))
+      .def("rows", &CudaAttention::rows, py::arg("first_rows"), py::arg("lengths"), py::arg("slots"),
+           py::arg("offsets"), py::arg("positions"), py::arg("new_keys"), py::arg("new_values"),
+           py::arg("tile_sequence"), py::arg("tile_row"), py::arg("tile_rows"), py::arg("stream"));
 #ifdef HEADCOUNT_CUDA_EMULATED
   module.def("set_order", [](unsigned order) { emulated_order = order; }, py::arg("order"));
 #endif

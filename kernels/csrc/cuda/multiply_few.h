@@ -74,7 +74,12 @@ __global__ void __launch_bounds__(few::threads)
   if (norm.gain != nullptr) {
     if constexpr (sizeof(X) == sizeof(float)) {
       for (int row = warp; row < 8 * row_tiles && first_row + row < rows; row += warps) {
-        row_statistics(x + static_cast<int64_t>(first_row + row) * depth, depth, norm.eps, means[row], scales[row]);
+        float mean, scale;
+        row_statistics(x + static_cast<int64_t>(first_row + row) * depth, depth, norm.eps, mean, scale);
+        if (lane == 0) {
+          means[row] = mean;
+          scales[row] = scale;
+        }
       }
     }
     device::barrier();

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from engine_kernels.gpu_ops import Pair, Sequences, Tables
+from engine_kernels.gpu_ops import Sequences, Tables, row_tiles
 from engine_kernels.ops import Visibility
 from engine_kernels.triton_ops.device import attention as kernels
 from engine_kernels.triton_ops.launch import Launcher
@@ -88,21 +88,6 @@ def _described(vectors: torch.Tensor | None, tile: Tile) -> TensorDescriptor:
     return TensorDescriptor(vectors, [vectors.shape[0] * vectors.shape[1], head_dim], [head_dim, 1], [tile.keys, head_dim])
 
 
-def row_tiles(sequences: Sequences, lengths: np.ndarray, tile: Tile) -> Pair:
-    """The sequence and the first row of every tile of rows, no tile in two sequences; int32 [tiles] each. Listed once for all layers."""
-    if tile.rows not in sequences.tiles:
-        tiles = -(-lengths // tile.rows)
-        sequence = np.repeat(np.arange(len(lengths)), tiles)
-        row = (np.arange(len(sequence)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * tile.rows
-        device = sequences.first_rows.device
-        sequences.tiles[tile.rows] = _to(device, sequence), _to(device, row)
-    return sequences.tiles[tile.rows]
-
-
-def _to(device: torch.device, numbers: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(numbers.astype(np.int32)).to(device)
-
-
 def attend_rows(
     launch: Launcher,
     query: torch.Tensor,
@@ -118,7 +103,7 @@ def attend_rows(
     """Fill out [rows, H, D] from query and new keys and values [rows, H, D] and rings [slots, H, capacity, D]."""
     rows, heads, head_dim = query.shape
     tile = choose(launch.tiles.rows, int(lengths.max()), query.element_size())
-    tile_sequence, tile_row = row_tiles(sequences, lengths, tile)
+    tile_sequence, tile_row = row_tiles(sequences, lengths, tile.rows)
     launch(
         kernels.attend_rows,
         (len(tile_row), heads),
