@@ -10,7 +10,7 @@ def project(
     eps: float,
     weight: Any,
     bias: Any,
-    relu: bool,
+    activation: str,
     residual: Any,
     scratch: Any,
     out: Any,
@@ -38,6 +38,19 @@ def normalise(x: Any, gain: Any, shift: Any, eps: float, out: Any, stream: int) 
 def score_words(
     x: Any, weight: Any, bias: Any, targets: Any, scratch: Any, parts: Any, everything: Any, logit: Any, stream: int
 ) -> None: ...
+def attend_whole(
+    query: Any,
+    new_keys: Any,
+    new_values: Any,
+    first_rows: Any,
+    lengths: Any,
+    tile_sequence: Any,
+    tile_row: Any,
+    tile_rows: int,
+    out: Any,
+    stream: int,
+) -> None: ...
+def rows_of_a_tile(longest: int) -> int: ...
 def splits_of(rows: int, heads: int, persistent: int) -> int: ...
 
 class Attention:
@@ -63,7 +76,6 @@ class Attention:
         scores: Any,
         out: Any,
     ) -> None: ...
-    def rows_of_a_tile(self, longest: int) -> int: ...
     def constants(self, stream: int) -> None: ...
     def ring(self, first_rows: Any, lengths: Any, slots: Any, offsets: Any, positions: Any, stream: int) -> None: ...
     def rows(

@@ -83,8 +83,6 @@ def _probe_cuda(wanted: Wanted) -> str | None:
         return "PyTorch is not installed: pip install 'headcount[torch]'"
     if (reason := _no_emulated_gpu(wanted) if emulated() else _no_nvidia_gpu(wanted)) is not None:
         return reason
-    if wanted.features:
-        return f"does not run {', '.join(wanted.features)} yet"
     if odd := [size for size in wanted.head_dims if size % 8 or size > LARGEST_CUDA_HEAD]:
         return f"runs heads of 8, 16, … {LARGEST_CUDA_HEAD} numbers, and this model has heads of {odd[0]}; backend triton runs them"
     if wanted.dtype not in ("auto", *CUDA_DTYPES):

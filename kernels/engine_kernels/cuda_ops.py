@@ -85,9 +85,17 @@ class CudaKernels:
             attention.ring(*_of(single), stream)
         if several is not None:
             assert new is not None
-            tile_rows = attention.rows_of_a_tile(int(lengths.max()))
+            tile_rows = self._module.rows_of_a_tile(int(lengths.max()))
             self.calls["attend_rows"] += 1
             attention.rows(*_of(several), *new, *row_tiles(several, lengths, tile_rows), tile_rows, stream)
+        return out
+
+    def attend_whole(self, query: torch.Tensor, new: Pair, sequences: Sequences, lengths: np.ndarray) -> torch.Tensor:
+        """Every row sees every row of its sequence."""
+        out, tile_rows = torch.empty_like(query), self._module.rows_of_a_tile(int(lengths.max()))
+        tiles = row_tiles(sequences, lengths, tile_rows)
+        self.calls["attend_whole"] += 1
+        self._module.attend_whole(query, *new, sequences.first_rows, sequences.lengths, *tiles, tile_rows, out, self._stream())
         return out
 
     def write_rings(self, new: Pair, rings: Pair, source_rows: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor) -> None:
@@ -102,15 +110,15 @@ class CudaKernels:
         bias: torch.Tensor | None = None,
         *,
         norm: Norm | None = None,
-        relu: bool = False,
+        activation: str | None = None,
         residual: torch.Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
-        """residual + relu(norm(x) · weightᵀ + bias); dtype is float32 or that of the weight."""
+        """residual + activation(norm(x) · weightᵀ + bias); dtype is float32 or that of the weight."""
         out = torch.empty((len(x), len(weight)), dtype=dtype, device=x.device)
         scratch = self._rounded(x, weight)
         self.calls["project"] += 1
-        self._module.project(x, *_norm(norm), weight, bias, relu, residual, scratch, out, self._stream())
+        self._module.project(x, *_norm(norm), weight, bias, activation or "none", residual, scratch, out, self._stream())
         return out
 
     def normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:

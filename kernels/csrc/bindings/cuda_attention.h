@@ -75,8 +75,6 @@ class CudaAttention {
     told_.attended = call_.take(out.ptr(), "out", queries.shape, Holds::kNumber, true).data;
   }
 
-  int rows_of_a_tile(int longest) const { return cuda::rows_of_a_tile(told_, longest); }
-
   void constants(std::uintptr_t stream) { cuda::attend_constants(told_, reinterpret_cast<Stream>(stream)); }
 
   // Each [sequences]; engine_kernels/gpu_ops.py's Sequences.

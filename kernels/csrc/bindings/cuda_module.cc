@@ -61,15 +61,24 @@ cuda::Product product_of(DeviceCall& call, const py::object& x, const py::object
   return product;
 }
 
+cuda::Activation activation_of(const std::string& name) {
+  const char* names[] = {"none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu"};
+  for (int i = 0; i < 6; ++i) {
+    if (name == names[i]) return static_cast<cuda::Activation>(i);
+  }
+  throw headcount::CheckError("activation", "none, relu, gelu, gelu_tanh, quick_gelu or silu", name);
+}
+
 void project(const py::object& x, const py::object& gain, const py::object& shift, float eps, const py::object& weight,
-             const py::object& bias, bool relu, const py::object& residual, const py::object& scratch,
-             const py::object& out, std::uintptr_t stream) {
+             const py::object& bias, const std::string& activation, const py::object& residual,
+             const py::object& scratch, const py::object& out, std::uintptr_t stream) {
   DeviceCall call;
   const cuda::Product product = product_of(call, x, gain, shift, eps, weight, {-1, -1}, bias, scratch);
   const std::vector<std::int64_t> shape{product.rows, product.columns};
   const PythonArray& result = call.take(out.ptr(), "out", shape, Holds::kNumberOrFloat32, true);
   const void* added = call.take_pointer(residual.ptr(), "residual", shape, Holds::kFloat32);
-  cuda::project(product, {relu, static_cast<const float*>(added), result.data, result.element_bytes() == 4},
+  cuda::project(product,
+                {activation_of(activation), static_cast<const float*>(added), result.data, result.element_bytes() == 4},
                 stream_of(stream));
 }
 
@@ -164,6 +173,39 @@ void score_words(const py::object& x, const py::object& weight, const py::object
   cuda::score_words(words, stream_of(stream));
 }
 
+// Sequences of several rows, all [sequences]; query, new keys and values packed; tiles of tile_rows rows [tiles].
+void attend_whole(const py::object& query, const py::object& new_keys, const py::object& new_values,
+                  const py::object& first_rows, const py::object& lengths, const py::object& tile_sequence,
+                  const py::object& tile_row, int tile_rows, const py::object& out, std::uintptr_t stream) {
+  DeviceCall call;
+  const PythonArray& queries = call.take(query.ptr(), "query", {-1, -1, -1}, Holds::kNumber, true);
+  const std::int64_t rows = queries.shape[0], heads = queries.shape[1], head_dim = queries.shape[2];
+  check(head_dim % 8 == 0 && head_dim > 0 && head_dim <= 128, "head_dim", "a multiple of 8 up to 128",
+        std::to_string(head_dim));
+  cuda::Attention attention{};
+  attention.number = call.number();
+  attention.rows = size_of(queries, 0);
+  attention.heads = size_of(queries, 1);
+  attention.head_dim = static_cast<int>(head_dim);
+  attention.query = queries.data;
+  attention.attended = call.take(out.ptr(), "out", queries.shape, Holds::kNumber, true).data;
+  cuda::NewRows fresh{};
+  const std::vector<std::int64_t> packed{rows, heads, 1, head_dim};
+  fresh.keys = call.take(new_keys.ptr(), "new keys", packed, Holds::kNumber, true).data;
+  fresh.values = call.take(new_values.ptr(), "new values", packed, Holds::kNumber, true).data;
+  const PythonArray& tiles = call.take(tile_sequence.ptr(), "tile_sequence", {-1}, Holds::kInt32);
+  fresh.tile_sequence = static_cast<const int32_t*>(tiles.data);
+  fresh.tile_row = static_cast<const int32_t*>(call.take(tile_row.ptr(), "tile_row", tiles.shape, Holds::kInt32).data);
+  fresh.tiles = size_of(tiles, 0);
+  fresh.tile_rows = tile_rows;
+  const PythonArray& first = call.take(first_rows.ptr(), "first_rows", {-1}, Holds::kInt64);
+  cuda::Sequences whole{};
+  whole.count = size_of(first, 0);
+  whole.first_rows = static_cast<const int64_t*>(first.data);
+  whole.lengths = static_cast<const int64_t*>(call.take(lengths.ptr(), "lengths", first.shape, Holds::kInt64).data);
+  cuda::attend_whole(attention, whole, fresh, stream_of(stream));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(HEADCOUNT_CUDA_MODULE, module) {
@@ -171,7 +213,7 @@ PYBIND11_MODULE(HEADCOUNT_CUDA_MODULE, module) {
   module.def("rounds_first", &cuda::rounds_first, py::arg("rows"));
   module.def("word_parts", &cuda::word_parts, py::arg("rows"), py::arg("words"));
   module.def("project", &project, py::arg("x"), py::arg("gain"), py::arg("shift"), py::arg("eps"), py::arg("weight"),
-             py::arg("bias"), py::arg("relu"), py::arg("residual"), py::arg("scratch"), py::arg("out"),
+             py::arg("bias"), py::arg("activation"), py::arg("residual"), py::arg("scratch"), py::arg("out"),
              py::arg("stream"));
   module.def("project_heads", &project_heads, py::arg("x"), py::arg("gain"), py::arg("shift"), py::arg("eps"),
              py::arg("weight"), py::arg("bias"), py::arg("query"), py::arg("keys"), py::arg("values"), py::arg("slots"),
@@ -182,6 +224,10 @@ PYBIND11_MODULE(HEADCOUNT_CUDA_MODULE, module) {
              py::arg("stream"));
   module.def("score_words", &score_words, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("targets"),
              py::arg("scratch"), py::arg("parts"), py::arg("everything"), py::arg("logit"), py::arg("stream"));
+  module.def("attend_whole", &attend_whole, py::arg("query"), py::arg("new_keys"), py::arg("new_values"),
+             py::arg("first_rows"), py::arg("lengths"), py::arg("tile_sequence"), py::arg("tile_row"),
+             py::arg("tile_rows"), py::arg("out"), py::arg("stream"));
+  module.def("rows_of_a_tile", &cuda::rows_of_a_tile, py::arg("longest"));
   module.def("splits_of", &cuda::splits_of, py::arg("rows"), py::arg("heads"), py::arg("persistent"));
   // The plain metaclass, so that the stub can say what the class is.
   py::class_<CudaAttention>(module, "Attention", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
@@ -193,7 +239,6 @@ PYBIND11_MODULE(HEADCOUNT_CUDA_MODULE, module) {
            py::arg("spans"), py::arg("span_ramp"), py::arg("window"), py::arg("segment"), py::arg("reach"),
            py::arg("first"), py::arg("attended_zeros"), py::arg("outs"), py::arg("states"), py::arg("scores"),
            py::arg("out"))
-      .def("rows_of_a_tile", &CudaAttention::rows_of_a_tile, py::arg("longest"))
       .def("constants", &CudaAttention::constants, py::arg("stream"))
       .def("ring", &CudaAttention::ring, py::arg("first_rows"), py::arg("lengths"), py::arg("slots"),
            py::arg("offsets"), py::arg("positions"), py::arg("stream"))

@@ -55,7 +55,7 @@ struct NewRows {
 };
 
 // Rows of a tile of attend_rows, from which NewRows is made.
-int rows_of_a_tile(const Attention& attention, int longest);
+int rows_of_a_tile(int longest);
 // Into how many parts the persistent vectors are cut: by shapes only.
 int splits_of(int rows, int heads, int persistent);
 

@@ -191,7 +191,7 @@ void start_rows(const Attention& attention, const Sequences& several, const NewR
 
 }  // namespace
 
-int rows_of_a_tile(const Attention&, int longest) { return longest <= 16 ? 16 : 64; }
+int rows_of_a_tile(int longest) { return longest <= 16 ? 16 : 64; }
 
 void attend_rows(const Attention& attention, const Sequences& several, const NewRows& fresh, Stream stream) {
   if (fresh.tiles == 0 || attention.heads == 0) return;

@@ -130,7 +130,8 @@ void multiply(const Product& p, const Store& store, Stream stream) {
 template <typename T>
 void project_as(const Product& p, const Result& r, Stream stream) {
   float* out = r.out_is_float32 ? static_cast<float*>(r.out) : nullptr;
-  const PlainStore<T> store{static_cast<const T*>(p.bias), r.relu, r.residual, out, static_cast<T*>(r.out), p.columns};
+  const PlainStore<T> store{static_cast<const T*>(p.bias), r.activation, r.residual, out,
+                            static_cast<T*>(r.out),        p.columns};
   multiply<T, true>(p, store, stream);
 }
 

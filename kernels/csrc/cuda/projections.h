@@ -31,13 +31,13 @@ struct Product {
 bool rounds_first(int rows);
 
 struct Result {
-  bool relu;
+  Activation activation;
   const float* residual;  // [rows, columns], or nullptr
   void* out;              // [rows, columns]
   bool out_is_float32;
 };
 
-// residual + relu(product)
+// residual + activation(product)
 void project(const Product& product, const Result& result, Stream stream);
 
 // Keys and values kept, [slots, H, capacity, D]: those of position p stand in slot p mod capacity.

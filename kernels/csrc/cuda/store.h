@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cuda/activation.h"
 #include "cuda/device.h"
 
 namespace cuda {
@@ -11,11 +12,11 @@ struct alignas(8) TwoFloats {
   float low, high;
 };
 
-// out = residual + relu(sums + bias), each part where asked for.
+// out = residual + activation(sums + bias), each part where asked for.
 template <typename T>
 struct PlainStore {
   const T* bias;
-  bool relu;
+  Activation activation;
   const float* residual;
   float* out;      // one of these two
   T* rounded_out;  // [rows, columns]
@@ -31,9 +32,9 @@ struct PlainStore {
       low += device::to_float(bias[column]);
       if (both) high += device::to_float(bias[column + 1]);
     }
-    if (relu) {
-      low = low > 0 ? low : 0.0f;
-      high = high > 0 ? high : 0.0f;
+    if (activation != Activation::none) {
+      low = activate(activation, low);
+      high = activate(activation, high);
     }
     if (residual != nullptr) {
       low += residual[at];

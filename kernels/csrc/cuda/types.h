@@ -6,6 +6,8 @@ namespace cuda {
 // The two kinds of 16-bit numbers kernels are compiled for.
 enum class Number { bfloat16, float16 };
 
+enum class Activation { none, relu, gelu, gelu_tanh, quick_gelu, silu };
+
 }  // namespace cuda
 
 // A cudaStream_t; on the host that plays a GPU, nothing.

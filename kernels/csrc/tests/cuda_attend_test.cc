@@ -119,7 +119,7 @@ std::vector<T> attend(Material<T>& m, int splits, bool by_ring) {
   }
   int64_t longest = 0;
   for (const int64_t length : several.lengths) longest = std::max(longest, length);
-  const Tiles tiles(several.lengths, cuda::rows_of_a_tile(a, static_cast<int>(longest)));
+  const Tiles tiles(several.lengths, cuda::rows_of_a_tile(static_cast<int>(longest)));
   cuda::attend_rows(a, several.told(), tiles.told(m.new_keys.data(), m.new_values.data()), nullptr);
   return attended;
 }
@@ -181,7 +181,7 @@ void check_whole(int heads, int d, const std::vector<int64_t>& lengths) {
   a.head_dim = d;
   a.query = query_numbers.data();
   a.attended = attended.data();
-  const Tiles tiles(lengths, cuda::rows_of_a_tile(a, static_cast<int>(longest)));
+  const Tiles tiles(lengths, cuda::rows_of_a_tile(static_cast<int>(longest)));
   const cuda::Sequences whole = {
       static_cast<int>(lengths.size()), first_rows.data(), lengths.data(), nullptr, nullptr, nullptr};
   emulated_order = 5;

@@ -52,7 +52,7 @@ SHAPES = [
 @by_dtype
 @pytest.mark.parametrize(("rows", "depth", "columns"), SHAPES)
 def test_project(rows: int, depth: int, columns: int, dtype: str, order: None) -> None:
-    """Each of norm, bias, relu, residual and 16-bit rows and results with half of the shapes."""
+    """Each of norm, bias, activation, residual and 16-bit rows and results with half of the shapes."""
     rng = np.random.default_rng(rows * depth)
     number = SHAPES.index((rows, depth, columns))
     normed, sixteen = number % 2 == 0, number % 3 == 1
@@ -61,7 +61,8 @@ def test_project(rows: int, depth: int, columns: int, dtype: str, order: None) -
     weight, bias = normal(rng, columns, depth, dtype=dtype, spread=depth**-0.5), normal(rng, columns, dtype=dtype)
     residual = normal(rng, rows, columns) if number % 4 < 2 else None
     out = DTYPES[dtype] if number % 4 == 3 else torch.float32
-    found = kernels().project(x, weight, bias if normed else None, norm=norm, relu=not normed, residual=residual, dtype=out)
+    activation = None if normed else "relu"
+    found = kernels().project(x, weight, bias if normed else None, norm=norm, activation=activation, residual=residual, dtype=out)
     assert found.dtype == out
     a = normalised(double(x), norm)
     exact = a @ double(weight).T + (double(bias) if normed else 0)

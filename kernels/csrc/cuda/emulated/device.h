@@ -90,6 +90,7 @@ T shuffle_xor(T value, int mask) {
 }
 
 inline float exp2_fast(float x) { return std::exp2(x); }
+inline float error_function(float x) { return std::erf(x); }
 inline float log2_fast(float x) { return std::log2(x); }
 inline float inverse_root(float x) { return 1 / std::sqrt(x); }
 
