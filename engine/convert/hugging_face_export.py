@@ -1,4 +1,4 @@
-"""Checkpoint → the directory transformers 4 writes: config.json with `pruned_heads`, model.safetensors, tokenizer.json.
+"""Checkpoint → the directory transformers 4 writes: config.json with `pruned_heads`, model.safetensors, tokenizer.json and its settings.
 
 Only for models that came from that layout: their own config.json, kept in the provenance, is written back with the heads that are gone.
 """
@@ -21,8 +21,13 @@ from engine.convert.hugging_face_names import ENDINGS, FAMILIES, HEAD_SETTINGS, 
 from engine.errors import CheckpointError, Problem, Unsupported
 from engine.spec import Labels, ModelSpec, Vocabulary
 from engine.tensor_file import TENSORS, write_tensors
+from engine.tokenizer import Tokenizer
 
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
+TOLD_AGAIN = {  # part of a tokenizer.json → its settings by their names in tokenizer_config.json, whose defaults would replace them
+    "BertNormalizer": {"lowercase": "do_lower_case", "strip_accents": "strip_accents", "handle_chinese_chars": "tokenize_chinese_chars"},
+    "ByteLevel": {"add_prefix_space": "add_prefix_space"},
+}
 TASK_ENDINGS = {task: ending for ending, task in reversed(ENDINGS.items())}  # the first ending of each task
 Tensors = dict[str, np.ndarray]
 
@@ -56,6 +61,8 @@ def export_hugging_face(checkpoint: Checkpoint, directory: str | os.PathLike[str
             (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             if checkpoint.tokenizer is not None:
                 (temporary / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
+                settings = {"model_max_length": checkpoint.spec.embedding.most_tokens, **_tokenizer_settings(checkpoint.tokenizer)}
+                (temporary / TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{directory}: cannot be written: {error}", hint="nothing was written; choose another output directory"
@@ -94,6 +101,15 @@ def layout(checkpoint: Checkpoint) -> tuple[dict[str, Any], Tensors]:
     if kind == "gpt2":
         return config, _gpt2(spec, weights)
     return config, _encoder(FAMILIES[str(kind)], spec, weights, config["architectures"][0])
+
+
+def _tokenizer_settings(text: str) -> dict[str, Any]:
+    """What transformers would otherwise set by its own defaults, lower case for every BERT."""
+    parts = json.loads(Tokenizer.from_json(text, source=TOKENIZER).to_json())
+    steps = [parts.get("normalizer"), parts.get("pre_tokenizer")]
+    steps += [inner for step in steps if step for name in ("normalizers", "pretokenizers") for inner in step.get(name, ())]
+    told = [(step, TOLD_AGAIN[step["type"]]) for step in steps if step and step.get("type") in TOLD_AGAIN]
+    return {theirs: step.get(name) for step, names in told for name, theirs in names.items()}
 
 
 def _problems(spec: ModelSpec) -> list[Problem]:
@@ -199,7 +215,7 @@ def _may_write(directory: Path, force: bool) -> None:
     names = sorted(os.listdir(directory))
     if names and not force:
         raise CheckpointError(Problem(str(directory), "no directory yet", "one that exists"), hint=f"{hint}, or replace it with --force")
-    ours = {CONFIG, TENSORS, TOKENIZER} if names_model_type(None, directory / CONFIG) else set[str]()
+    ours = {CONFIG, TENSORS, TOKENIZER, TOKENIZER_CONFIG} if names_model_type(None, directory / CONFIG) else set[str]()
     if other := [name for name in names if name not in ours]:
         found = ", ".join(other[:5]) + (", …" if len(other) > 5 else "")
         raise CheckpointError(Problem(str(directory), "an exported directory or an empty one", found), hint=hint)

@@ -176,7 +176,7 @@ WITHOUT_MEANING = (  # of training, generation, other frameworks and bookkeeping
     *("tie_weights_", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p"),
     *("unk_token_id", "use_bfloat16", "use_cache"),
     *("attn_pdrop", "embd_pdrop", "n_ctx", "predict_special_tokens", "reorder_and_upcast_attn", "resid_pdrop"),  # GPT-2
-    *("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"),
+    *("summary_activation", "summary_first_dropout", "summary_last_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"),
 )
 
 

@@ -24,13 +24,13 @@ def read_task(family: Family, source: SourceTensors, settings: Settings, notes: 
     if family.discriminates and any(name.startswith(f"{DISCRIMINATOR}.") for name in source.names()):
         notes.append(f"{DISCRIMINATOR} not read: the head that tells replaced tokens")
     tasks: dict[str, Task] = {name: name for name in get_args(Task) if name != "causal_lm"}
-    asked = settings.value("task")
+    asked, architectures = settings.value("task"), settings.value("architectures")
     if asked is not None:
         if not isinstance(asked, str) or asked not in tasks:
             settings.problem("option task", " or ".join(tasks), repr(asked)[:60])
             return "hidden"
+        _require_head(family, tasks[asked], source, settings, "option task", asked)
         return tasks[asked]
-    architectures = settings.value("architectures")
     if not architectures:
         return _task_of_tensors(source)
     name = architectures[0] if isinstance(architectures, list) and isinstance(architectures[0], str) else ""
@@ -39,7 +39,23 @@ def read_task(family: Family, source: SourceTensors, settings: Settings, notes: 
         settings.problem("config architectures", f"a name that ends with {', '.join(ENDINGS)}", repr(architectures)[:80])
         return "hidden"
     ending = max(found, key=len)
-    return "hidden" if family.discriminates and ending == "ForPreTraining" else found[ending]
+    task: Task = "hidden" if family.discriminates and ending == "ForPreTraining" else found[ending]
+    _require_head(family, task, source, settings, "config architectures", name)
+    return task
+
+
+def _require_head(family: Family, task: Task, source: SourceTensors, settings: Settings, where: str, asked: str) -> None:
+    """One problem where nothing of the task's head is there, instead of one for each of its tensors."""
+    dense, labels, _ = family.pooled
+    heads: dict[Task, tuple[str, ...]] = {
+        "masked_lm": (family.masked[0],),
+        "token_classification": ("classifier", "qa_outputs"),
+        "sequence_classification": (labels, dense, dense.removeprefix("bert.")),
+    }
+    names = [f"{name}.weight" for name in heads.get(task, ())]
+    if names and not any(name in source for name in names):
+        there = " or ".join(dict.fromkeys((_task_of_tensors(source), "hidden")))
+        settings.problem(where, f"task {there}: the file has no {names[0]}", repr(asked))
 
 
 def _task_of_tensors(source: SourceTensors) -> Task:

@@ -47,7 +47,7 @@ class TrainOptions:
         """Self; raises InputError with everything that is wrong."""
         rules = {
             "epochs": (self.epochs >= 1, "at least 1"),
-            "rate": (math.isfinite(self.rate) and self.rate > 0, "a positive number"),
+            "rate": (0 < self.rate <= 1e30, "a positive number, at most 1e30"),
             "batch": (self.batch >= 1, "at least one sequence"),
             "warmup": (0 <= self.warmup <= 1, "a share from 0 to 1"),
             "decay": (math.isfinite(self.decay) and self.decay >= 0, "a number of at least 0"),
@@ -63,7 +63,7 @@ class TrainOptions:
 def fine_tune(encoder: Encoder, data: Data, options: TrainOptions, partial: Path | None = None, progress: Progress | None = None) -> None:
     """Train every weight of `encoder`. A run that stopped goes on from `partial` with the same result; it is removed at the end.
 
-    Raises EngineError where the loss is no number, InputError for options.
+    Raises EngineError where a loss or a gradient is no number, InputError for options.
     """
     options.check()
     order = _order(len(data.examples), options)
@@ -79,11 +79,9 @@ def fine_tune(encoder: Encoder, data: Data, options: TrainOptions, partial: Path
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(encoder.device.type, PRECISIONS[options.precision], enabled=options.precision != "float32"):
                 loss = encoder.loss(collate(data.examples, steps[step], encoder.device))
-            if not torch.isfinite(loss):
-                hint = "use a lower learning rate, or float32"
-                raise EngineError(Problem(f"loss of training step {step + 1}", "a finite number", str(loss.item())), hint=hint)
+            _require_finite("loss", step, loss)
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(encoder.weights.values(), options.clip)
+            _require_finite("length of the gradient", step, torch.nn.utils.clip_grad_norm_(encoder.weights.values(), options.clip))
             optimizer.step()
             if progress is not None:
                 progress(step + 1, len(steps))
@@ -93,6 +91,12 @@ def fine_tune(encoder: Encoder, data: Data, options: TrainOptions, partial: Path
         encoder.dropout = 0.0
     if partial is not None:
         partial.unlink(missing_ok=True)
+
+
+def _require_finite(what: str, step: int, value: torch.Tensor) -> None:
+    if not torch.isfinite(value):
+        found, hint = str(value.item()), "use a lower learning rate, or float32"
+        raise EngineError(Problem(f"{what} of training step {step + 1}", "a finite number", found), hint=hint)
 
 
 def _order(count: int, options: TrainOptions) -> list[list[int]]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from engine import checkpoint as checkpoints
 from engine.checkpoint import Checkpoint
-from engine.errors import InputError, Problem
+from engine.errors import EngineError, InputError, Problem
 from engine.prune.apply import apply_heads
 from engine.prune.data.labels import LabelSet, labels_of, read_labels
 from engine.prune.data.read import read_sentences
@@ -170,14 +170,20 @@ class Trials:
         folder = self.output / name
         order = order_of(scores, self.base.spec)
         base = self.base if self.options.start == "pretrained" else checkpoints.read(self.output / "dense" / MODEL)
+        places = [folder / f"k{count:02}" / RESULT for count in self.options.counts]
+        before = [read_object(place) for place in places if place.exists()]  # by a run that stopped, or tried fewer
         trials: list[dict[str, Any]] = []
         stopped = None
         for count in self.options.counts:
-            trials.append(self._trial(base, order[:count], folder, trials, report))
+            trials.append(self._trial(base, order[:count], folder, [*before, *trials], report))
             if self.options.stop_on_drop and len(trials) > 1 and trials[-1]["dev"]["score"] < trials[-2]["dev"]["score"]:
                 stopped = count
                 break
-        return {"order": name, "best": _best(trials), "stopped_at": stopped, "trials": trials}
+        best = _best(trials)
+        if not _holds(folder / BEST, best["heads"]):  # stopped between the two, or other counts before: train it once more
+            _, trained = self._fine_tune(base, order[: best["k"]], folder / f"k{best['k']:02}", report(f"{name} k={best['k']} again"))
+            checkpoints.save(trained, folder / BEST, force=(folder / BEST).exists())
+        return {"order": name, "best": best, "stopped_at": stopped, "trials": trials}
 
     def _trial(
         self, base: Checkpoint, heads: Sequence[Head], folder: Path, before: Sequence[dict[str, Any]], report: Callable[[str], Any]
@@ -231,6 +237,14 @@ def _remove_run(output: Path) -> None:
     folders += [path.parent for path in output.glob(f"*/{SCORES}")]
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _holds(folder: Path, heads: list[list[int]]) -> bool:
+    """Whether the model there is the one without these heads."""
+    try:
+        return bool(checkpoints.read(folder).provenance["pruning"] == {"heads": heads})
+    except (EngineError, KeyError):
+        return False
 
 
 def _best(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:

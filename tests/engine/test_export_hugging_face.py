@@ -102,7 +102,7 @@ def test_a_task_asked_for_names_the_architecture(tmp_path: Path) -> None:
     assert exported.architecture == "XLMRobertaModel" and "embeddings.word_embeddings.weight" in files(tmp_path / "out")[1]
     with engine.load(path) as labelled, engine.load(tmp_path / "out") as bare:
         assert np.array_equal(labelled.encode([[3, 4, 5]]), bare.encode([[3, 4, 5]]))
-    with pytest.raises(ConversionError, match=r"lm_head\.dense\.weight"):
+    with pytest.raises(ConversionError, match=r"the file has no lm_head\.dense\.weight"):
         engine.load(path, task="masked_lm")
 
 
@@ -126,6 +126,34 @@ def test_the_words_of_a_pretraining_checkpoint_are_a_masked_language_model(tmp_p
     source = encoder("bert", "ForMaskedLM", architectures=["BertForPreTraining"])
     source.tensors |= {"cls.seq_relationship.weight": np.ones((2, 12), np.float32), "cls.seq_relationship.bias": np.ones(2, np.float32)}
     assert export_hf(source.write(tmp_path / "source"), tmp_path / "out").architecture == "BertForMaskedLM"
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("bert", {"do_lower_case": False, "strip_accents": None, "tokenize_chinese_chars": False}),
+        ("electra", {"do_lower_case": True, "strip_accents": False, "tokenize_chinese_chars": True}),
+        ("gpt2", {"add_prefix_space": True}),
+    ],
+)
+def test_settings_of_the_tokenizer_are_told_again(kind: str, told: dict[str, Any], tmp_path: Path) -> None:
+    """transformers puts its defaults over a tokenizer.json: without them a cased BERT would read all text in lower case."""
+    source = (gpt2() if kind == "gpt2" else encoder(kind)).write(tmp_path / "source")
+    (source / "tokenizer_config.json").write_text(json.dumps(told))
+    if kind == "gpt2":
+        (source / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "Ġ": 2}))
+        (source / "merges.txt").write_text("")
+    else:
+        (source / "vocab.txt").write_text("[UNK]\na\n")
+    for _ in range(2):  # the second over the first
+        export_hf(source, tmp_path / "out", force=True)
+        settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+        assert settings == {**told, "model_max_length": 29 if kind == "gpt2" else 23}
+    engine.convert(source, tmp_path / "engine")
+    (tmp_path / "engine" / "tokenizer.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="a tokenizer the tokenizers library reads"):
+        export_hf(tmp_path / "engine", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_has_no_place_in_the_layout(tmp_path: Path) -> None:

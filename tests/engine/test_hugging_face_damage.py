@@ -23,7 +23,7 @@ HEADS = ["pruned_heads", "per_layer_config", "num_attention_heads_per_layer", "k
 
 
 def any_source(rng: np.random.Generator) -> Source:
-    kind = ("bert", "xlm-roberta", "distilbert", "gpt2")[int(rng.integers(4))]
+    kind = ("bert", "xlm-roberta", "distilbert", "electra", "gpt2")[int(rng.integers(5))]
     task = ("Model", "ForTokenClassification", "ForSequenceClassification", "ForMaskedLM")[int(rng.integers(4))]
     return gpt2() if kind == "gpt2" else encoder(kind, task)
 
@@ -41,7 +41,7 @@ def test_damage_ends_in_an_error_or_a_model(seed: int, tmp_path: Path) -> None:
         source = any_source(rng)
         config, tensors = dict(source.config), dict(source.tensors)
         for _ in range(int(rng.integers(0, 3))):
-            names = [*config, *HEADS, "tie_word_embeddings"]
+            names = [*config, *HEADS, "tie_word_embeddings", "embedding_size"]
             config[names[int(rng.integers(len(names)))]] = WRONG[int(rng.integers(len(WRONG)))]
         for name in rng.choice(list(tensors), int(rng.integers(0, 3)), replace=False).tolist():
             if rng.random() < 0.2:

@@ -131,8 +131,18 @@ def test_a_variant_is_refused_before_its_tensors(source: str, settings: dict[str
     assert len(caught.value.problems) == 1 and message in str(caught.value)
 
 
-def test_the_head_of_another_task_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match=r"lm_head\.dense\.weight: expected \[12, 12\], found nothing"):
-        engine.load(encoder("camembert").write(tmp_path), task="masked_lm")
-    with engine.load(tmp_path) as model, pytest.raises(InputError, match="a causal language model"):
+@pytest.mark.parametrize(
+    ("kind", "task", "asked", "message"),
+    [
+        ("camembert", "ForTokenClassification", "masked_lm", "token_classification or hidden: the file has no lm_head.dense.weight"),
+        ("electra", "ForMaskedLM", "sequence_classification", "masked_lm or hidden: the file has no classifier.out_proj.weight"),
+        ("distilbert", "Model", "token_classification", "hidden: the file has no classifier.weight"),
+    ],
+)
+def test_a_task_whose_head_is_not_there_is_one_problem(kind: str, task: str, asked: str, message: str, tmp_path: Path) -> None:
+    source = encoder(kind, task).write(tmp_path)
+    with pytest.raises(ConversionError) as caught:
+        engine.load(source, task=asked)
+    assert [str(problem) for problem in caught.value.problems] == [f"option task: expected task {message}, found {asked!r}"]
+    with engine.load(source, task="hidden") as model, pytest.raises(InputError, match="a causal language model"):
         model.generate([1, 2])

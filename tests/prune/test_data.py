@@ -68,6 +68,31 @@ def test_a_malformed_treebank_line_is_named(line: int, wrong: str, says: str, tm
     assert f"bad.conllu:{line + (not wrong)}: " in str(error.value)
 
 
+@pytest.mark.parametrize("wrong", ["2\tdem\tder\tDET", f"2\t\tder\tDET{REST}", f"x\tdem\tder\tDET{REST}"])
+def test_one_malformed_line_is_one_problem(wrong: str, tmp_path: Path) -> None:
+    """The words after it stand where they should."""
+    path = write(tmp_path, "bad.conllu", TREEBANK.replace(f"2\tdem\tder\tDET{REST}", wrong))
+    with pytest.raises(InputError) as error:
+        read_sentences(path)
+    assert len(error.value.problems) == 1 and "bad.conllu:5: " in str(error.value)
+
+
+def test_numbers_of_words_that_are_none(tmp_path: Path) -> None:
+    """Words left out are one problem; so is a number of more digits than Python reads."""
+    for lines, place, found in (
+        ([f"{n}\ta\ta\tX{REST}" for n in (1, 5, 6, 7)], 2, "word 2, found '5'"),
+        ([f"1-{'9' * 5000}\ta\ta\tX{REST}", f"1\ta\ta\tX{REST}"], 1, "word 1, found '1-999"),
+        ([f"{'9' * 5000}\ta\ta\tX{REST}", f"2\ta\ta\tX{REST}"], 1, "word 1, found '999"),
+    ):
+        with pytest.raises(InputError) as error:
+            read_sentences(write(tmp_path, "bad.conllu", "\n".join(lines) + "\n\n"))
+        assert f"bad.conllu:{place}: expected {found}" in str(error.value) and "found '6'" not in str(error.value)
+    for lines in (["1\ta\tq\tO", "2\tb\tO", "3\tc\tq\tO"], ["1\ta\tq\tO", "4\tb\tq\tO", "5\tc\tq\tO"]):
+        with pytest.raises(InputError) as error:
+            read_sentences(write(tmp_path, "bad.conll", "\n".join(lines) + "\n"), "xsid")
+        assert len(error.value.problems) == 1 and "bad.conll:2: " in str(error.value)
+
+
 def test_a_multi_word_token_must_have_its_words(tmp_path: Path) -> None:
     path = write(tmp_path, "cut.conllu", f"1-2\tIm{REST}\t_\t_\n1\tIn\tin\tADP{REST}\n\n")
     with pytest.raises(InputError, match=r"cut.conllu:3: expected words up to 2 of a multi-word token"):

@@ -92,6 +92,26 @@ def test_wrong_training(tmp_path: Path) -> None:
         weights_after(text, replace(FAST, rate=1e30, epochs=4, batch=2, warmup=0.0))
     with pytest.raises(InputError, match=r"(?s)epochs: expected at least 1, found 0.*precision: expected float32 or bfloat16"):
         weights_after(text, TrainOptions(epochs=0, precision="int8"))
+    for rate in (1e38, float("inf"), float("nan"), 0.0):
+        with pytest.raises(InputError, match="rate: expected a positive number"):
+            weights_after(text, replace(FAST, rate=rate))
+
+
+def test_gradients_and_logits_that_are_no_numbers(tmp_path: Path) -> None:
+    """The loss is still one where they are not."""
+    text = write_text(tmp_path / "train.conllu", 4)
+    checkpoint = random_model()
+    data = read_data([text], model_labels(checkpoint), checkpoint, DataOptions())
+
+    def scaled(by: float) -> Encoder:
+        return Encoder(
+            replace(checkpoint, weights={**checkpoint.weights, "head.labels": checkpoint.weights["head.labels"] * np.float32(by)}), CPU
+        )
+
+    with pytest.raises(EngineError, match=r"length of the gradient of training step 1: expected a finite number, found (inf|nan)"):
+        fine_tune(scaled(1e37), data, FAST, tmp_path / "state.pt")
+    with pytest.raises(EngineError, match="logits of the model: expected finite numbers, found NaN or infinity"):
+        evaluate(scaled(3e38), data, model_labels(checkpoint))
 
 
 def run(folder: Path, options: TrialOptions, name: str = "out", **more: Any) -> dict[str, Any]:
@@ -163,6 +183,24 @@ def test_stopped_trials_go_on_with_what_is_missing(folder: Path, monkeypatch: py
     begun.clear()
     run(folder, replace(options, train=replace(options.train, seed=5)), "again", report=begun.append, force=True)
     assert len(begun) == 4 and (folder / "again" / "mine").exists()
+
+
+def test_best_is_the_model_of_the_best_trial(folder: Path) -> None:
+    """Also where a process was killed between the trial's result and its model, or the run before tried other counts."""
+    run(folder, replace(SOME, controls=()))
+    place, begun = folder / "out" / "gradient", list[str]()
+    (place / ".summary.json.abc.part").write_text("left by a process that was killed")
+    (folder / "out" / ".summary.json.abc.part").write_text("left by a process that was killed")
+    for counts in ((1,), (3,), (1, 3)):
+        summary = run(folder, replace(SOME, counts=counts, controls=()), report=begun.append)
+        assert checkpoints.read(place / "best").provenance["pruning"]["heads"] == summary["best"]["heads"]
+    assert 1 <= len(begun) <= 3 and set(begun) <= {"gradient k=1 again", "gradient k=3 again"}
+    begun.clear()
+    (place / "best").rename(place / "elsewhere")
+    again = run(folder, replace(SOME, controls=()), report=begun.append)
+    assert begun == [f"gradient k={again['best']['k']} again"] and not (folder / "out" / ".summary.json.abc.part").exists()
+    saved = [checkpoints.read(place / name).weights for name in ("best", "elsewhere")]
+    assert all(np.array_equal(saved[0][name], array) for name, array in saved[1].items())
 
 
 def test_stop_on_drop_and_other_starts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from engine.prune.data.sentences import Block, Reading, Sentence
 TAG = re.compile(r"O|[BI]-\S+")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)?:(?=.)")  # WikiANN writes "en:word"
 DOCUMENT = "-DOCSTART-"
+NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 
 
 def read_columns(path: Path) -> list[Sentence]:
@@ -55,10 +56,12 @@ def read_xsid(path: Path) -> list[Sentence]:
         fields = line.split("\t")
         if len(fields) != 4:
             reading.problem(number, "number, word, intent and slot between tabs", f"{len(fields)} fields: {line[:40]!r}")
+            place += fields[0] == str(place + 1)  # so that the words after it are not problems too
             continue
         place += 1
         if fields[0] != str(place):
             reading.problem(number, f"word {place}", repr(fields[0][:40]))
+            place = int(fields[0]) if NUMBER.fullmatch(fields[0]) else place
         if TAG.fullmatch(fields[3]) is None:
             reading.problem(number, "O, B-… or I-… in the fourth field", repr(fields[3][:40]))
         elif fields[1].strip():

@@ -9,9 +9,9 @@ from engine.prune.data.sentences import Block, Reading, Sentence
 
 FIELDS = 10
 FORM, UPOS = 1, 3
-WORD = re.compile(r"[1-9][0-9]*")
-RANGE = re.compile(r"([1-9][0-9]*)-([1-9][0-9]*)")  # a multi-word token: its words follow with their own numbers
-EMPTY = re.compile(r"(0|[1-9][0-9]*)\.[1-9][0-9]*")  # a node of the enhanced graph that stands for no word of the text
+WORD = re.compile(r"[1-9][0-9]{0,9}")
+RANGE = re.compile(r"([1-9][0-9]{0,9})-([1-9][0-9]{0,9})")  # a multi-word token: its words follow with their own numbers
+EMPTY = re.compile(r"(0|[1-9][0-9]{0,9})\.[1-9][0-9]*")  # a node of the enhanced graph that stands for no word of the text
 
 
 def read_conllu(path: Path) -> list[Sentence]:
@@ -20,13 +20,13 @@ def read_conllu(path: Path) -> list[Sentence]:
     Raises InputError with file and line of every line that is not CoNLL-U.
     """
     reading, sentences, block = Reading(path), list[Sentence](), Block(path)
-    covered = 0  # the last word of the multi-word token being read
+    last, covered = 0, 0  # numbers of the word read last, and of the last word of the multi-word token being read
     for number, line in reading.lines():
         if not line:
-            if len(block) < covered:
-                reading.problem(number, f"words up to {covered} of a multi-word token", f"the end of the sentence after {len(block)}")
+            if last < covered:
+                reading.problem(number, f"words up to {covered} of a multi-word token", f"the end of the sentence after {last}")
             block.close(sentences)
-            covered = 0
+            last = covered = 0
             continue
         if line.startswith("#"):
             if len(block):
@@ -35,19 +35,21 @@ def read_conllu(path: Path) -> list[Sentence]:
         fields = line.split("\t")
         if len(fields) != FIELDS:
             reading.problem(number, f"{FIELDS} fields between tabs", f"{len(fields)}: {line[:40]!r}")
+            last += fields[0] == str(last + 1)  # so that the words after it are not problems too
             continue
         if (tokens := RANGE.fullmatch(fields[0])) is not None:
-            first, last = int(tokens[1]), int(tokens[2])
-            if first != len(block) + 1 or last <= first or first <= covered:
-                reading.problem(number, f"a multi-word token from {len(block) + 1}", fields[0])
-            covered = max(covered, last)
+            first, end = int(tokens[1]), int(tokens[2])
+            if first != last + 1 or end <= first or first <= covered:
+                reading.problem(number, f"a multi-word token from {last + 1}", fields[0])
+            covered = max(covered, end)
         elif (node := EMPTY.fullmatch(fields[0])) is not None:
-            if int(node[1]) != len(block):
-                reading.problem(number, f"an empty node after word {len(block)}", fields[0])
-        elif WORD.fullmatch(fields[0]) is None or int(fields[0]) != len(block) + 1:
-            reading.problem(number, f"word {len(block) + 1}", repr(fields[0][:40]))
-            block.add(fields[FORM], fields[UPOS], number)  # so that the words after it are not problems too
+            if int(node[1]) != last:
+                reading.problem(number, f"an empty node after word {last}", fields[0])
+        elif fields[0] != str(last + 1):
+            reading.problem(number, f"word {last + 1}", repr(fields[0][:40]))
+            last = int(fields[0]) if WORD.fullmatch(fields[0]) else last + 1
         else:
+            last += 1
             if not fields[FORM].strip():
                 reading.problem(number, "a word in the second field", "nothing")
             if not fields[UPOS].strip() or fields[UPOS] == "_":
