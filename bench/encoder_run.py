@@ -50,7 +50,7 @@ class Asked:
         if problems:
             raise InputError(problems)
         wanted = peers or (QUICK_PEERS if quick else sorted(engines))
-        plan = Plan(rounds=2, patience=1.0) if quick else Plan(rounds=5)
+        plan = Plan(rounds=2, patience=1.0) if quick else Plan(rounds=5, patience=2.0)
         return Asked(
             shape=shape,
             works=tuple(works or (WORKS[:1] if quick else WORKS)),
@@ -63,7 +63,8 @@ class Asked:
 def run(asked: Asked, out: Path | None, *, quiet: bool, as_json: bool) -> None:
     """Measure, print the tables, keep the rows in out/encoder.jsonl; raises EngineError for gates that did not pass.
 
-    The dense model encodes the ragged batch on the first number of threads only: seconds a call, engine by engine.
+    The dense model encodes the ragged batch on the first number of threads only: seconds a call, engine by engine. The models' files, of
+    BERT's size 3 GB, stand in the system's temporary folder meanwhile.
     """
     labels = {"bench": "encoder", "geometry": asked.shape.name, **rows.provenance()}
     failed: list[str] = []
