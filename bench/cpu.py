@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class Model:
     heads: Kept
     compact: Checkpoint
     masked: Checkpoint
-    runners: dict[str, Runner] = field(default_factory=dict)
+    runners: dict[str, Any] = field(default_factory=dict)  # a Runner each, an Encoder where encoders are compared
     references: dict[str, Runner] = field(default_factory=dict)
 
     @staticmethod
@@ -87,76 +88,15 @@ class Outcome:
 
 
 @dataclass
-class Bench:
+class Recorder:
     """What all work of a run shares. labels: what goes into every row as it is: bench, geometry, machine, versions, commit."""
 
-    shape: Geometry
     threads: int
     plan: Plan
     labels: Mapping[str, Any]
     quiet: bool = False
     outcome: Outcome = field(default_factory=Outcome)
     digests: Digests = field(default_factory=Digests)
-
-    def compare(self, model: Model, peers: Sequence[Peer], item: Item) -> None:
-        """Every peer at one piece of work on one model."""
-        gates, skipped = self.gates(model, peers, item)
-        passed = [peer for peer in peers if peer.name in gates and gates[peer.name].passed]
-        samples = self._time(model, passed, item)
-        for peer in peers:
-            if peer.name in skipped:
-                self.add(model, peer, item, None, [], {}, skipped=skipped[peer.name])
-            else:
-                self.add(model, peer, item, gates[peer.name], samples.get(peer.name, []), _figures(peer, item, samples, passed))
-
-    def gates(self, model: Model, peers: Sequence[Peer], item: Item) -> tuple[dict[str, Gate], dict[str, str]]:
-        """Each peer on the path of `item` against the masked model in one step on plain PyTorch; and why some have no gate."""
-        vocab, score = model.compact.spec.vocab, item.work != "decode"
-        rows, extra = (item.rows, item.rows) if score else (1, FED - 1)
-        probe = Probe.draw(vocab, item.batch, rows, extra, seed=1)
-        exact = probe.whole(model.reference("float32", self.threads))
-        start = Probe(probe.ids[:1, :PLAIN_ROWS], probe.targets[:1, :PLAIN_ROWS], PLAIN_ROWS)
-        narrow: list[float] = []
-        gates, skipped = {}, {}
-        with bar(f"Checking {_words(model, item)}", len(peers), quiet=self.quiet) as advance:
-            for peer in peers:
-                try:
-                    runner = self.runner(model, peer)
-                    found = probe.prefill(runner) if score else probe.decode(runner)
-                except Skipped as reason:
-                    skipped[peer.name] = str(reason)
-                except Exception as error:
-                    if peer.ours:
-                        raise
-                    skipped[peer.name] = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"  # another project's failure
-                else:
-                    if peer.dtype != "float32" and not narrow:
-                        plain = start.whole(model.reference("bfloat16", self.threads))
-                        narrow.append(tolerance(plain, exact[:1, :PLAIN_ROWS], "bfloat16"))
-                    gates[peer.name] = gate_of(peer, difference(found, exact), narrow)
-                advance()
-        return gates, skipped
-
-    def runner(self, model: Model, peer: Peer) -> Runner:
-        """The peer's runner of a model, built once; raises Skipped with the reason where it cannot be."""
-        if reason := peer.refusal():
-            raise Skipped(reason)
-        if peer.name not in model.runners:
-            model.runners[peer.name] = peer.build(model.compact, peer.dtype, self.threads)
-        return model.runners[peer.name]
-
-    def _time(self, model: Model, peers: Sequence[Peer], item: Item) -> dict[str, list[float]]:
-        """Seconds of each peer, and of our own at one sequence under its name with " alone"."""
-        batches = {peer.name: (peer, item.batch) for peer in peers}
-        if item.work == "decode" and item.batch > 1:
-            batches |= {f"{peer.name} alone": (peer, 1) for peer in peers if peer.ours}
-        streams = {name: Stream(self.runner(model, peer), batch) for name, (peer, batch) in batches.items()}
-        try:
-            calls = {name: work(stream, model.compact, item, batches[name][1], self.plan.tokens) for name, stream in streams.items()}
-            return self.clock({name: call for name, (call, _) in calls.items()}, {name: per for name, (_, per) in calls.items()}, item)
-        finally:
-            for stream in streams.values():
-                stream.close()
 
     def clock(self, calls: Mapping[str, Callable[[], object]], steps: Mapping[str, int], item: Item) -> dict[str, list[float]]:
         """Seconds of a step: a warm-up call of each, then rounds of those that are not too slow for rounds."""
@@ -188,8 +128,11 @@ class Bench:
         self.outcome.tried.append(key_of(about))
         if gate is not None and not gate.passed:
             where = f"{peer.name}, {_words(model, item)}"
-            self.outcome.failed.append(f"{where}: log-probabilities differ by {gate.difference:.3g}, allowed {gate.limit:.3g}")
+            self.outcome.failed.append(f"{where}: answers differ by {gate.difference:.3g}, allowed {gate.limit:.3g}")
             return
+        runner = model.runners.get(peer.name)
+        if samples:
+            about["versions"] = {**about["versions"], **versions(peer, runner)}
         row = CpuRow(
             **about,
             skipped=skipped,
@@ -197,12 +140,80 @@ class Bench:
             digest=self.digests.of(model.compact.weights),
             reference_digest=self.digests.of(model.masked.weights),
             instruction_set=instruction_set(),
-            prepared=float(getattr(model.runners.get(peer.name), "prepared", 0.0)),
+            prepared=float(getattr(runner, "prepared", 0.0)),
             figures=figures,
             percentiles=percentiles(samples) if samples else {},
             samples=samples,
         )
         self.outcome.rows.append(row)
+
+
+@dataclass
+class Bench(Recorder):
+    """The work on a model of one geometry."""
+
+    shape: Geometry = field(kw_only=True)
+
+    def compare(self, model: Model, peers: Sequence[Peer], item: Item) -> None:
+        """Every peer at one piece of work on one model."""
+        gates, skipped = self.gates(model, peers, item)
+        passed = [peer for peer in peers if peer.name in gates and gates[peer.name].passed]
+        samples = self._time(model, passed, item)
+        for peer in peers:
+            if peer.name in skipped:
+                self.add(model, peer, item, None, [], {}, skipped=skipped[peer.name])
+            else:
+                self.add(model, peer, item, gates[peer.name], samples.get(peer.name, []), _figures(peer, item, samples, passed))
+
+    def gates(self, model: Model, peers: Sequence[Peer], item: Item) -> tuple[dict[str, Gate], dict[str, str]]:
+        """Each peer on the path of `item` against the masked model in one step on plain PyTorch; and why some have no gate."""
+        vocab, score = model.compact.spec.vocab, item.work != "decode"
+        rows, extra = (item.rows, item.rows) if score else (1, FED - 1)
+        probe = Probe.draw(vocab, item.batch, rows, extra, seed=1)
+        exact = probe.whole(model.reference("float32", self.threads))
+        start = Probe(probe.ids[:1, :PLAIN_ROWS], probe.targets[:1, :PLAIN_ROWS], PLAIN_ROWS)
+        narrow: list[float] = []
+        gates, skipped = {}, {}
+        with bar(f"Checking {_words(model, item)}", len(peers), quiet=self.quiet) as advance:
+            for peer in peers:
+                try:
+                    runner = self.runner(model, peer)
+                    found = probe.prefill(runner) if score else probe.decode(runner)
+                except Skipped as reason:
+                    skipped[peer.name] = str(reason)
+                except Exception as error:
+                    if peer.ours:
+                        raise
+                    skipped[peer.name] = failure(error)
+                else:
+                    if peer.dtype != "float32" and not narrow:
+                        plain = start.whole(model.reference("bfloat16", self.threads))
+                        narrow.append(tolerance(plain, exact[:1, :PLAIN_ROWS], "bfloat16"))
+                    gates[peer.name] = gate_of(peer, difference(found, exact), narrow)
+                advance()
+        return gates, skipped
+
+    def runner(self, model: Model, peer: Peer) -> Runner:
+        """The peer's runner of a model, built once; raises Skipped with the reason where it cannot be."""
+        if reason := peer.refusal():
+            raise Skipped(reason)
+        if peer.name not in model.runners:
+            model.runners[peer.name] = peer.build(model.compact, peer.dtype, self.threads)
+        runner: Runner = model.runners[peer.name]
+        return runner
+
+    def _time(self, model: Model, peers: Sequence[Peer], item: Item) -> dict[str, list[float]]:
+        """Seconds of each peer, and of our own at one sequence under its name with " alone"."""
+        batches = {peer.name: (peer, item.batch) for peer in peers}
+        if item.work == "decode" and item.batch > 1:
+            batches |= {f"{peer.name} alone": (peer, 1) for peer in peers if peer.ours}
+        streams = {name: Stream(self.runner(model, peer), batch) for name, (peer, batch) in batches.items()}
+        try:
+            calls = {name: work(stream, model.compact, item, batches[name][1], self.plan.tokens) for name, stream in streams.items()}
+            return self.clock({name: call for name, (call, _) in calls.items()}, {name: per for name, (_, per) in calls.items()}, item)
+        finally:
+            for stream in streams.values():
+                stream.close()
 
 
 def work(stream: Stream, checkpoint: Checkpoint, item: Item, batch: int, tokens: int) -> tuple[Callable[[], object], int]:
@@ -220,6 +231,16 @@ def items_of(works: Iterable[str], part: str, batches: Sequence[int], shape: Geo
     """A segment of one sequence, and a token at every batch."""
     items = [Item("score", part, 1, shape.rows)] if "score" in works else []
     return items + ([Item("decode", part, batch, 1) for batch in batches] if "decode" in works else [])
+
+
+def failure(error: Exception) -> str:
+    """Another project's failure in a line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0][:150]}"
+
+
+def versions(peer: Peer, runner: object) -> dict[str, str]:
+    """Of the packages a peer is made of, and what it says of those of another environment."""
+    return {package: metadata.version(package) for package in peer.packages} | getattr(runner, "versions", {})
 
 
 def gate_of(peer: Peer, found: float, narrow: list[float]) -> Gate:

@@ -39,7 +39,7 @@ def targets(rows: Iterable[CpuRow]) -> str:
     lines = [*_against_peers(found), *_against_machine(found), *_against_itself(found)]
     if not lines:
         return ""
-    return _table([head, ["---", "--:", "--:", "---", "---", "--:", "--:", "---"], *(line.line() for line in lines)])
+    return table([head, ["---", "--:", "--:", "---", "---", "--:", "--:", "---"], *(line.line() for line in lines)])
 
 
 def _against_peers(rows: list[CpuRow]) -> Iterator[Target]:
@@ -101,11 +101,11 @@ def peers(rows: Iterable[CpuRow]) -> str:
     heads = ["part", "kept", "threads", "engine", *(_work(*column) for column in columns)]
     text = [heads, ["---", "--:", "--:", "---", *["--:"] * len(columns)]]
     text += [[*map(str, key), *(_cell(found.get(column)) for column in columns)] for key, found in lines.items()]
-    return heading(measured) + _table(text) + ("\n" + skipped if skipped else "")
+    return heading(measured) + table(text) + ("\n" + skipped if skipped else "")
 
 
-def heading(rows: Sequence[CpuRow]) -> str:
-    """Where and how the rows came about."""
+def heading(rows: Sequence[CpuRow], against: str = "our float32") -> str:
+    """Where and how the rows came about; against: what the numbers in brackets are multiples of."""
     row = rows[-1]
     commits = sorted({f"{str(r.commit['id'])[:10]}{' with changes' if r.commit['dirty'] else ''}" for r in rows})
     gates = [r.gate for r in rows if r.gate is not None and r.dtype == "float32"]
@@ -114,8 +114,8 @@ def heading(rows: Sequence[CpuRow]) -> str:
     largest = max((gate["difference"] for gate in gates), default=0)
     return (
         f"{row.machine['processor']}, {row.machine['cores']} cores ({', '.join(row.machine['instruction_sets'])}; our kernels: "
-        f"{row.instruction_set}); PyTorch {row.versions.get('torch')}; medians of {rounds}, in brackets how many times our "
-        f"float32 in the same rounds; largest float32 gate difference {largest:.1e} of 2.0e-04 allowed; "
+        f"{row.instruction_set}); PyTorch {row.versions.get('torch')}; medians of {rounds}, in brackets how many times {against} "
+        f"in the same rounds; largest float32 gate difference {largest:.1e} of 2.0e-04 allowed; "
         f"{f'torch.compile prepared for up to {compiled:.0f} s; ' if compiled else ''}commit {', '.join(commits)}.\n\n"
     )
 
@@ -165,13 +165,15 @@ def _cell(row: CpuRow | None) -> str:
     if row is None:
         return "–"
     times = row.figures.get("times_cpu float32")
-    return f"{_milliseconds(row)} ms" + ("" if times is None or row.name == "cpu float32" else f" ({times:.2f})")
+    return f"{milliseconds(row)} ms" + ("" if times is None or row.name == "cpu float32" else f" ({times:.2f})")
 
 
-def _milliseconds(row: CpuRow) -> str:
+def milliseconds(row: CpuRow) -> str:
+    """Its median, three digits or so."""
     value = row.median * 1000
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _table(lines: list[list[str]]) -> str:
+def table(lines: list[list[str]]) -> str:
+    """Markdown; the second line says where each column stands."""
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)

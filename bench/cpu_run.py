@@ -87,7 +87,7 @@ def run(asked: Asked, out: Path | None, *, quiet: bool) -> None:
         with bar("Drawing weights", 1, quiet=quiet):
             dense = cases.dense_model(asked.shape, vocabulary=part == "model")
         for threads in asked.threads:
-            bench = Bench(asked.shape, threads, asked.plan, labels, quiet)
+            bench = Bench(threads, asked.plan, labels, quiet, shape=asked.shape)
             for _ in _measured(bench, asked, dense, part):
                 if out is not None:
                     rows.replace_rows(out / FILE, bench.outcome.tried, bench.outcome.rows, CpuRow)

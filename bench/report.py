@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
-from bench import cpu_report
+from bench import cpu_report, encoder_report
 from bench.cpu_rows import FILE as CPU_FILE
 from bench.cpu_rows import CpuRow
 from bench.rows import Row, read_kind, read_rows
@@ -106,8 +106,8 @@ def _part(file: str, part: str, results: Path) -> str:
     return speedups(row for row in read_rows(results / file) if row.part == part)
 
 
-def _cpu(table: Callable[[Iterable[CpuRow]], str], results: Path) -> str:
-    return table(read_kind(results / CPU_FILE, CpuRow))
+def _cpu(table: Callable[[Iterable[CpuRow]], str], results: Path, file: str = CPU_FILE) -> str:
+    return table(read_kind(results / file, CpuRow))
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
@@ -117,6 +117,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "sparsity-model": partial(_part, "sparsity.jsonl", "model"),
     "cpu-targets": partial(_cpu, cpu_report.targets),
     "cpu-peers": partial(_cpu, cpu_report.peers),
+    "encoder-targets": partial(_cpu, encoder_report.targets, file=encoder_report.FILE),
+    "encoder-engines": partial(_cpu, encoder_report.engines, file=encoder_report.FILE),
 }
 
 

@@ -16,7 +16,9 @@ from engine.model.runner import Limits, Runner
 from engine_kernels.backends import Wanted, resolve
 from engine_kernels.errors import KernelError
 
-Build = Callable[[Checkpoint, str, int], Runner]  # of a checkpoint, a precision and a number of threads
+Build = Callable[
+    [Any, str, int], Any
+]  # of a checkpoint or the files of an encoder, a precision and a number of threads: a Runner or an Encoder
 
 
 @dataclass(frozen=True)

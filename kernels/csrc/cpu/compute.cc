@@ -13,6 +13,19 @@ constexpr std::int64_t kSoftmaxColumns = 8192;  // columns of a chunk of log_sof
 
 std::int64_t pieces(std::int64_t whole, std::int64_t piece) { return (whole + piece - 1) / piece; }
 
+// Which rows and which weights chunk number `chunk` is of.
+struct Chunk {
+  std::int64_t row, block;
+};
+
+// Up to 192 rows stay in the second cache, so the chunks of the same weights follow one another and those are read from
+// memory once; of more rows the weights are what stays.
+Chunk chunk_at(std::int64_t chunk, std::int64_t blocks, std::int64_t rows) {
+  const std::int64_t heights = pieces(rows, kLinearRows);
+  if (heights <= 2) return {chunk % heights * kLinearRows, chunk / heights};
+  return {chunk / blocks * kLinearRows, chunk % blocks};
+}
+
 }  // namespace
 
 void Compute::linear(const Linear& given) {
@@ -23,7 +36,8 @@ void Compute::linear(const Linear& given) {
   const std::int64_t blocks = pieces(all, block);
   const std::int64_t chunks = blocks * pieces(call.rows, kLinearRows);
   pool.run(chunks, [&](std::int64_t chunk, int) {
-    const std::int64_t row = chunk / blocks * kLinearRows, first = chunk % blocks * block;
+    const Chunk at = chunk_at(chunk, blocks, call.rows);
+    const std::int64_t row = at.row, first = at.block * block;
     Linear part = call;
     part.rows = std::min(kLinearRows, call.rows - row);
     part.x += row * call.ldx;
@@ -43,7 +57,8 @@ void Compute::linear(const Linear& given, const std::vector<Packed>& pieces) {
   const std::int64_t group = std::max<std::int64_t>(1, kLinearWeights / std::max<std::int64_t>(1, n * pieces[0].k));
   const std::int64_t groups = (count + group - 1) / group;
   pool.run(groups * ((call.rows + kLinearRows - 1) / kLinearRows), [&](std::int64_t chunk, int) {
-    const std::int64_t row = chunk / groups * kLinearRows, first = chunk % groups * group;
+    const Chunk at = chunk_at(chunk, groups, call.rows);
+    const std::int64_t row = at.row, first = at.block * group;
     for (std::int64_t i = first; i < std::min(count, first + group); ++i) {
       Linear part = call;
       part.w = &pieces[i];

@@ -130,6 +130,43 @@ void multiply(const Linear& call, std::int64_t panel_begin, std::int64_t panel_e
   }
 }
 
+// As tile<Kind::kInt8, ROWS, 1>, the panel widened by `widen`.
+template <int ROWS>
+void widened_tile(const Linear& call, std::int64_t row, std::int64_t panel, const char* wide) {
+  Vec acc[ROWS];
+  multiply_widened<ROWS>(call.x + row * call.ldx, call.ldx, wide, call.w->k, acc);
+  float sums[ROWS * kPanel];
+#pragma GCC unroll 16
+  for (int i = 0; i < ROWS; ++i) store(sums + i * kPanel, acc[i]);
+  finish_tile(call, row, panel, ROWS, 1, sums);
+}
+
+template <int ROWS>
+void widened_tile_of(std::int64_t rows, const Linear& call, std::int64_t row, std::int64_t panel, const char* wide) {
+  if (rows == ROWS)
+    widened_tile<ROWS>(call, row, panel, wide);
+  else if constexpr (ROWS > 1)
+    widened_tile_of<ROWS - 1>(rows, call, row, panel, wide);
+}
+
+constexpr std::int64_t kMostWidened = 4096;  // columns of a panel widened on the stack, 128 KiB
+
+// Many rows against int8: each panel is widened once for all tiles, which are then higher than where W is unpacked on
+// the fly. Whole numbers: the same bits either way.
+void multiply_widening(const Linear& call, std::int64_t panel_begin, std::int64_t panel_end) {
+  alignas(64) char wide[kMostWidened * kPanel * 2];
+  const std::int64_t stride = panel_bytes(call.w->k, Kind::kInt8), tiles = (call.rows + kRows - 1) / kRows;
+  for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
+    widen(static_cast<const char*>(call.w->data) + panel * stride, call.w->k, wide);
+    std::int64_t row = 0;
+    for (std::int64_t left = tiles; left > 0; --left) {
+      const std::int64_t rows = (call.rows - row + left - 1) / left;
+      widened_tile_of<kRows>(rows, call, row, panel, wide);
+      row += rows;
+    }
+  }
+}
+
 #if defined(HEADCOUNT_TILES)
 void multiply_tiled(const Linear& call, std::int64_t panel_begin, std::int64_t panel_end) {
   const std::int64_t stride = panel_bytes(call.w->k, Kind::kBFloat16), n = call.w->n;
@@ -167,6 +204,8 @@ void linear(const Linear& call, std::int64_t panel_begin, std::int64_t panel_end
     case Kind::kBFloat16:
       return multiply<Kind::kBFloat16>(call, panel_begin, panel_end);
     case Kind::kInt8:
+      if (kLanes < 16 && call.rows > 3 * rows_at_once(Kind::kInt8) && call.w->k <= kMostWidened)
+        return multiply_widening(call, panel_begin, panel_end);
       return multiply<Kind::kInt8>(call, panel_begin, panel_end);
   }
 }

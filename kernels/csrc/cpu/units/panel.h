@@ -153,6 +153,60 @@ HEADCOUNT_INLINE void multiply_int8(const float* x, std::int64_t ldx, const void
     for (int part = 0; part < kParts; ++part) acc[i].part[part] = __builtin_convertvector(sums[i][part], Lanes);
 }
 
+// Keeps a value in one register, for the reason of `accumulate`: left to itself GCC forms all products before it adds
+// any, which spills, and reads a column anew for every row.
+template <typename Register>
+HEADCOUNT_INLINE void pin(Register& value) {
+#if defined(HEADCOUNT_EMULATED)  // no register holds one
+  static_cast<void>(value);
+#elif defined(__x86_64__)
+  asm volatile("" : "+v"(value));
+#elif defined(__aarch64__)
+  asm volatile("" : "+w"(value));
+#endif
+}
+
+// A panel of int8 as sixteen-bit pairs, in the order of narrowed rows: [k / 4][bytes 0 and 2, 1 and 3][16].
+inline void widen(const char* panel, std::int64_t k, char* to) {
+  for (std::int64_t i = 0; i < k; i += 4, panel += 64, to += 128)
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) {
+      const Bits quads = load_bits(panel + part * kLanes * 4);
+      *reinterpret_cast<LooseBits*>(to + part * kLanes * 4) = low_bytes(quads);
+      *reinterpret_cast<LooseBits*>(to + 64 + part * kLanes * 4) = high_bytes(quads);
+    }
+}
+
+// As multiply_int8, of one panel that was widened.
+template <int ROWS>
+HEADCOUNT_INLINE void multiply_widened(const float* x, std::int64_t ldx, const char* wide, std::int64_t k,
+                                       Vec (&acc)[ROWS]) {
+  Ints sums[ROWS][kParts] = {};
+  for (std::int64_t i = 0; i < k; i += 4)
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half, wide += 64, ++x) {
+      Bits columns[kParts];
+#pragma GCC unroll 4
+      for (int part = 0; part < kParts; ++part) {
+        columns[part] = load_bits(wide + part * kLanes * 4);
+        pin(columns[part]);
+      }
+#pragma GCC unroll 16
+      for (int row = 0; row < ROWS; ++row) {
+        const Bits pair = broadcast_bits(x + row * ldx);
+#pragma GCC unroll 4
+        for (int part = 0; part < kParts; ++part) {
+          sums[row][part] = dot_shorts(sums[row][part], columns[part], pair);
+          pin(sums[row][part]);
+        }
+      }
+    }
+#pragma GCC unroll 16
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) acc[i].part[part] = __builtin_convertvector(sums[i][part], Lanes);
+}
+
 template <int COUNT>
 HEADCOUNT_INLINE void clear(Vec (&acc)[COUNT]) {
 #pragma GCC unroll 32
