@@ -49,6 +49,8 @@ template <typename T>
 DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
+// Whether it is so for any thread of the warp.
+DEVICE bool any(bool so) { return __any_sync(0xffffffffu, so); }
 
 // ---- numbers
 

@@ -89,6 +89,20 @@ T shuffle_xor(T value, int mask) {
   return shuffle(value, lane() ^ mask);
 }
 
+struct Voted {
+  bool so;
+  static void compute(void** all, int count) {
+    bool any = false;
+    for (int i = 0; i < count; ++i) any = any || static_cast<Voted*>(all[i])->so;
+    for (int i = 0; i < count; ++i) static_cast<Voted*>(all[i])->so = any;
+  }
+};
+inline bool any(bool so) {
+  Voted mine{so};
+  emulated::meet(warp(), lane(), &mine, Voted::compute);
+  return mine.so;
+}
+
 inline float exp2_fast(float x) { return std::exp2(x); }
 
 inline float from_bits(uint32_t bits) {
@@ -130,6 +144,7 @@ inline fp16 from_float<fp16>(float x) {
   const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
   const float magnitude = std::fabs(x);
   if (std::isnan(x)) return {0x7e00};
+  if (magnitude == 0) return {sign};
   if (magnitude >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7c00)};
   int exponent;
   std::frexp(magnitude, &exponent);

@@ -33,7 +33,8 @@ struct Copy {
   void* target;
   const void* source;
   size_t bytes;
-  void* barrier;  // an mbarrier in shared memory, or nullptr
+  void* barrier;                   // an mbarrier in shared memory, or nullptr
+  std::function<void()> act = {};  // what it does where that is more than to copy bytes
 };
 
 struct Cluster;
@@ -48,7 +49,8 @@ struct Block {
   Group all;
   std::vector<Group> named;  // barriers by number and by how many wait
   std::vector<Group> warps, warpgroups;
-  std::vector<Copy> flying;  // to one of its mbarriers
+  std::vector<Copy> flying;                     // to one of its mbarriers
+  std::vector<std::shared_ptr<void>> products;  // of its warps: what hopper_matrices.h keeps
 };
 
 struct Cluster {

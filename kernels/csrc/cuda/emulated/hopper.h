@@ -38,7 +38,7 @@ inline void let_a_copy_arrive(Mbarrier& barrier) {
   const auto copy =
       std::find_if(flying.begin(), flying.end(), [&](const emulated::Copy& c) { return c.barrier == &barrier; });
   if (copy == flying.end()) return;
-  std::memcpy(copy->target, copy->source, copy->bytes);
+  copy->act ? copy->act() : void(std::memcpy(copy->target, copy->source, copy->bytes));
   barrier.bytes -= static_cast<int32_t>(copy->bytes);
   flying.erase(copy);
   end_phase_if_complete(barrier);
