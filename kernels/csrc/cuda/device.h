@@ -60,6 +60,8 @@ DEVICE float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+DEVICE float from_bits(uint32_t bits) { return __uint_as_float(bits); }
+DEVICE uint32_t to_bits(float x) { return __float_as_uint(x); }
 DEVICE float to_float(bf16 x) { return __bfloat162float(x); }
 DEVICE float to_float(fp16 x) { return __half2float(x); }
 DEVICE float to_float(float x) { return x; }

@@ -22,6 +22,7 @@ DEVICE void attend_vectors(HopperRows& rows, const uint32_t (&query)[4][4], cons
   float scores[blocks][4];
   uint32_t weights[blocks / 2][4];
   const auto start_scores = [&](int step) {
+    ring.wait_full(step);
     device::begin_products();
     score_keys<T>(scores, query, ring.stage(step));
     device::close_products();
@@ -41,27 +42,21 @@ DEVICE void attend_vectors(HopperRows& rows, const uint32_t (&query)[4][4], cons
         }
       }
     }
-    rows.weigh(scores, log2e);
+    rows.weigh<true>(scores, log2e);
   };
-  const auto wait_for = [&](int step) {
-    if (step < tile.vector_steps) ring.wait_full(step);
-  };
-  wait_for(0);
   start_scores(0);
   device::wait_products<0>(scores);
   weigh(0);
   rows.settle();
   pack_weights<T>(weights, scores);
-  wait_for(1);
   for (int step = 1; step < tile.vector_steps; ++step) {
     start_scores(step);
     start_values(step - 1);
     device::wait_products<1>(scores);
     weigh(step);
-    // The exponentials stay here, under the products of the values: without the loop of a wait for something else,
-    // ptxas moves them behind that for the values.
-    device::keep_order(scores);
-    wait_for(step + 1);
+    // A look ahead that depends on the sums of the weights, which it always finds positive: else ptxas moves the
+    // exponentials behind the wait for the values, under whose products they belong.
+    if (rows.total[0] + rows.total[1] > 0 && step + 1 < tile.vector_steps) ring.wait_full(step + 1);
     device::wait_products<0>(rows.out);
     ring.release(step - 1);
     rows.settle();
@@ -159,7 +154,7 @@ DEVICE void attend_context(HopperRows& rows, const Attention& a, const HopperTil
         if (near >= static_cast<unsigned>(seen[e / 2])) scores[n][e] = -INFINITY;
       }
     }
-    rows.weigh(scores, scale);
+    rows.weigh<false>(scores, scale);
     if (a.spans != nullptr) {
       UNROLL
       for (int n = 0; n < blocks; ++n) {

@@ -4,6 +4,20 @@
 // A warp's 16 of the 64 rows are its fragments of mma.m16n8k16, one for each block of 8 columns.
 #pragma once
 
+#include "cuda/device.h"
+
+namespace device {
+
+// What a product is told of a matrix in shared memory with rows of 128 bytes, groups of eight rows 1024 bytes apart, in
+// the 128-byte swizzle: 16-byte piece p of row r at piece p ^ (r % 8). The matrix begins at a multiple of 1024 and
+// `address` there or some 16-byte pieces further along the row, or some groups. Bits: PTX ISA 9.7.15.5.1.
+DEVICE uint64_t swizzled_at(uint32_t address) {
+  constexpr uint64_t swizzle_128 = 1, group_stride = 1024 >> 4, unused_stride = 1;
+  return swizzle_128 << 62 | group_stride << 32 | unused_stride << 16 | (address & 0x3ffff) >> 4;
+}
+
+}  // namespace device
+
 #ifndef __CUDACC__
 #include "cuda/emulated/hopper_matrices.h"
 #else
@@ -12,31 +26,20 @@
 
 namespace device {
 
-// Where a matrix with rows of 128 bytes stands in shared memory, eight rows to 1024 bytes, as the 128-byte swizzle puts
-// them: 16-byte piece p of row r at piece p ^ (r % 8). Groups of eight rows 1024 bytes apart; the matrix begins at a
-// multiple of 1024, of which `start` may be whole pieces further along a row, or whole groups.
-DEVICE uint64_t swizzled_matrix(const void* start) {
-  constexpr uint64_t swizzle_128 = 1ull << 62, next_group = (1024ull >> 4) << 32, unused = 1ull << 16;
-  return swizzle_128 | next_group | unused | ((shared_address(start) & 0x3ffff) >> 4);
-}
+DEVICE uint64_t swizzled_matrix(const void* start) { return swizzled_at(shared_address(start)); }
 
 // Before the first product and after the threads have written registers that products read or add to.
 DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void close_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// What stands before this and makes d is done before what stands after it.
-template <int blocks>
-DEVICE void keep_order(float (&d)[blocks][4]) {
+// Until at most `open` closed groups are under way. `d` was written by one that is not: it may be read from here on.
+template <int open, int blocks>
+DEVICE void wait_products(float (&d)[blocks][4]) {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(open) : "memory");
   UNROLL
   for (int i = 0; i < blocks; ++i) {
     UNROLL
     for (int e = 0; e < 4; ++e) asm volatile("" : "+f"(d[i][e])::"memory");
   }
-}
-// Until at most `open` closed groups are under way. `d` was written by one that is not: it may be read from here on.
-template <int open, int blocks>
-DEVICE void wait_products(float (&d)[blocks][4]) {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(open) : "memory");
-  keep_order(d);
 }
 
 #define HEADCOUNT_D8(i)                                                                                                \

@@ -12,6 +12,16 @@ namespace cuda {
 // Scores may pass the peak they are measured by so far, in units of log2, before everything is brought to a new one.
 constexpr float peak_slack = 8;
 
+// 2^x to 8e-5 for -126 < x < 127, at most 2e-38 below, by multiplications: 2^n · p(x - n), n the nearest integer, p the
+// cubic with the least relative error over [-1/2, 1/2]. Not for NaN.
+DEVICE float exp2_by_cubic(float x) {
+  constexpr float shift = 3 << 22;  // what brings the units of a float to its last bit
+  const float clamped = fmaxf(x, -126.0f), shifted = clamped + shift, f = clamped - (shifted - shift);
+  const float p = ((0.05517168f * f + 0.24261116f) * f + 0.69326099f) * f + 0.99992807f;
+  const uint32_t bits = device::to_bits(p) + (device::to_bits(shifted) << 23);
+  return device::from_bits(bits);
+}
+
 // Peaks are in units of log2; totals are of this thread's columns until `sum_columns`.
 struct HopperRows {
   float peak[2], total[2], kept[2], fade[2];  // fade: what `out` has yet to be multiplied by
@@ -31,8 +41,9 @@ struct HopperRows {
     }
   }
 
-  // Scores become the weights 2^(scale · score - peak); `out` is not touched, products may be adding to it.
-  template <int blocks>
+  // Scores become the weights 2^(scale · score - peak); `out` is not touched, products may be adding to it. `mixed`: a
+  // quarter of the powers is formed by multiplications, as the unit for them has as much to do as the matrix units.
+  template <bool mixed, int blocks>
   DEVICE void weigh(float (&scores)[blocks][4], float scale) {
     UNROLL
     for (int half = 0; half < 2; ++half) {
@@ -50,7 +61,8 @@ struct HopperRows {
       for (int i = 0; i < blocks; ++i) {
         UNROLL
         for (int e = 2 * half; e < 2 * half + 2; ++e) {
-          scores[i][e] = device::exp2_fast(scores[i][e] * scale - level);
+          const float x = scores[i][e] * scale - level;
+          scores[i][e] = mixed && i % 2 == 1 && e % 2 == 1 ? exp2_by_cubic(x) : device::exp2_fast(x);
           sum += scores[i][e];
         }
       }

@@ -13,16 +13,13 @@
 
 namespace device {
 
-inline uint32_t offset_in_shared(const void* pointer) {
-  return static_cast<uint32_t>(static_cast<const unsigned char*>(pointer) - emulated::current->block->shared);
-}
-
+// Shared memory as products see it begins at 0.
 inline uint64_t swizzled_matrix(const void* start) {
-  constexpr uint64_t swizzle_128 = 1ull << 62, next_group = (1024ull >> 4) << 32, unused = 1ull << 16;
-  return swizzle_128 | next_group | unused | ((offset_in_shared(start) & 0x3ffff) >> 4);
+  const auto offset = static_cast<const unsigned char*>(start) - emulated::current->block->shared;
+  return swizzled_at(static_cast<uint32_t>(offset));
 }
 
-// One k of a matrix descriptor (PTX ISA 9.7.15.5.1): bits 0 .. 13 where it begins, 16 .. 29 the leading and 32 .. 45
+// A matrix descriptor (PTX ISA 9.7.15.5.1): bits 0 .. 13 where it begins, 16 .. 29 the leading and 32 .. 45
 // the stride byte offset, all in units of 16 bytes, 49 .. 51 the base offset, 62 .. 63 the swizzle.
 struct Described {
   uint32_t start, leading, stride;
@@ -160,8 +157,6 @@ struct Started {
 
 inline void begin_products() { emulated::meet(warp(), lane(), nullptr, Started::begin); }
 inline void close_products() { emulated::meet(warp(), lane(), nullptr, Started::close); }
-template <int blocks>
-void keep_order(float (&)[blocks][4]) {}
 template <int open, int blocks>
 void wait_products(float (&d)[blocks][4]) {
   emulated::meet(warp(), lane(), nullptr, Started::wait<open>);
