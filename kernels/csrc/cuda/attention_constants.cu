@@ -91,7 +91,7 @@ DEVICE void states_of_a_split(const Attention& a, int chunk) {
     for (int i = 0; i < width / 8; ++i) {
       if (i * 8 < d) {
         *reinterpret_cast<Two*>(a.outs + at * d + i * 8 + column_of_thread()) = {state.out[i][2 * half],
-                                                                                state.out[i][2 * half + 1]};
+                                                                                 state.out[i][2 * half + 1]};
       }
     }
   }
@@ -106,19 +106,17 @@ DEVICE void scores_by_distance(const Attention& a) {
   const int first = (blockIdx.y - a.splits) * columns;
   const T* table = static_cast<const T*>(a.distances) + int64_t{min(head, a.distance_tables - 1)} * reach * d;
   T* tile = reinterpret_cast<T*>(device::shared_memory());
-  copy_rows<T, width, columns, 32 * C::warps>(tile, d, table, [&](int c) {
-    return first + c < reach ? table + (reach - 1 - first - c) * d : nullptr;
-  });
+  copy_rows<T, width, columns, 32 * C::warps>(
+      tile, d, table, [&](int c) { return first + c < reach ? table + (reach - 1 - first - c) * d : nullptr; });
   device::close_copies();
 
   device::wait_for_earlier_kernels();
   device::let_next_kernel_start();
   const int top = (blockIdx.x * C::warps + threadIdx.x / 32) * 16;
   uint32_t query[width / 16][4];
-  load_queries<T, width>(
-      query, d, a.position_bias != nullptr ? a.position_bias + head * d : nullptr, [&](int r) {
-        return top + r < a.rows ? static_cast<const T*>(a.query) + (int64_t{top + r} * a.heads + head) * d : nullptr;
-      });
+  load_queries<T, width>(query, d, a.position_bias != nullptr ? a.position_bias + head * d : nullptr, [&](int r) {
+    return top + r < a.rows ? static_cast<const T*>(a.query) + (int64_t{top + r} * a.heads + head) * d : nullptr;
+  });
   device::wait_copies<0>();
   device::barrier();
   float scores[columns / 8][4] = {};
@@ -171,7 +169,8 @@ void start_constants(const Attention& attention, Stream stream) {
 int splits_of(int rows, int heads, int persistent) {
   constexpr int enough_blocks = 256, most_splits = 32;
   if (persistent == 0) return 0;
-  const int tiles = std::max(blocks_of(rows, rows <= 16 ? 16 : 64) * heads, 1), units = blocks_of(persistent, split_unit);
+  const int tiles = std::max(blocks_of(rows, rows <= 16 ? 16 : 64) * heads, 1),
+            units = blocks_of(persistent, split_unit);
   const int wanted = std::min({blocks_of(enough_blocks, tiles), most_splits, units});
   return blocks_of(units, blocks_of(units, wanted));  // none of them empty
 }

@@ -1,5 +1,5 @@
-// Python-free test of the CUDA attention kernels on the host that plays a GPU: against loops in double, in two orders of
-// threads, which must change nothing.
+// Python-free test of the CUDA attention kernels on the host that plays a GPU: against loops in double, in two orders
+// of threads, which must change nothing.
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -23,7 +23,11 @@ T* data_of(std::vector<T>& values) {
 struct Chosen {
   std::vector<int64_t> first_rows, lengths, slots, offsets, positions;
   cuda::Sequences told() const {
-    return {static_cast<int>(lengths.size()), first_rows.data(), lengths.data(), slots.data(), offsets.data(),
+    return {static_cast<int>(lengths.size()),
+            first_rows.data(),
+            lengths.data(),
+            slots.data(),
+            offsets.data(),
             positions.data()};
   }
 };
@@ -101,8 +105,9 @@ std::vector<T> attend(Material<T>& m, int splits, bool by_ring) {
       tile_row.push_back(row);
     }
   }
-  const cuda::NewRows fresh = {m.new_keys.data(), m.new_values.data(),  tile_sequence.data(),
-                               tile_row.data(),   static_cast<int>(tile_row.size()), tile_rows};
+  const cuda::NewRows fresh = {
+      m.new_keys.data(), m.new_values.data(), tile_sequence.data(), tile_row.data(), static_cast<int>(tile_row.size()),
+      tile_rows};
   cuda::attend_rows(a, several.told(), fresh, nullptr);
   return attended;
 }

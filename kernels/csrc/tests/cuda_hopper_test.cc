@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "cuda/hopper.h"
-#include "cuda/hopper_attend.cu"
 #include "cuda/hopper_attend.h"
+#include "cuda/hopper_rows.h"
 #include "tests/cuda_attend_case.h"
 #include "tests/expect.h"
 
