@@ -173,13 +173,7 @@ __global__ void __launch_bounds__(32 * C::warps) rows_kernel(Attention a, Sequen
     const int time = top + row_of_thread() + 8 * half;
     if (time >= length) continue;
     const float factor = 1.0f / share_of(a, state.total[half], state.kept[half]);
-    T* to = static_cast<T*>(a.attended) + fresh_row + time * line;
-    UNROLL
-    for (int i = 0; i < width / 8; ++i) {
-      if (i * 8 >= d) continue;
-      *reinterpret_cast<uint32_t*>(to + i * 8 + column_of_thread()) =
-          device::pack<T>(state.out[i][2 * half] * factor, state.out[i][2 * half + 1] * factor);
-    }
+    store_row<T>(static_cast<T*>(a.attended) + fresh_row + time * line, d, state, half, factor);
   }
 }
 

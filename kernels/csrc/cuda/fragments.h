@@ -158,6 +158,17 @@ struct State {
   }
 };
 
+// One of the thread's two rows times `factor`, its first head_dim numbers.
+template <typename T, int width>
+DEVICE void store_row(T* row, int head_dim, const State<width>& state, int half, float factor) {
+  UNROLL
+  for (int i = 0; i < width / 8; ++i) {
+    if (i * 8 >= head_dim) continue;
+    *reinterpret_cast<uint32_t*>(row + i * 8 + column_of_thread()) =
+        device::pack<T>(state.out[i][2 * half] * factor, state.out[i][2 * half + 1] * factor);
+  }
+}
+
 // scores[r, c] += band[r, c + 15 - r] of a warp's 16 rows: row r of the band, moved 15 - r columns to the left. A row
 // lies in the four threads of a quad and its move is one number, of which the eights choose a register known to the
 // compiler (one on for rows below 8, none from there on), and the rest is a shuffle in the quad of what each reader

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -38,7 +39,11 @@ struct Case {
   int distance_tables() const { return tables < 0 ? heads : tables; }
 };
 
-// A number of T and the float it is.
+// How much rounding a number near 1 to T may move it.
+template <typename T>
+constexpr double half_unit = std::is_same_v<T, bf16> ? 1.0 / 512 : 1.0 / 4096;
+
+// Numbers of T, and the floats they are in place of those given.
 template <typename T>
 std::vector<T> rounded(std::vector<float>& values) {
   std::vector<T> result;
@@ -173,10 +178,8 @@ struct Material {  // what the rows of a case are made of
     }
     // Weights, results and, for attend_ring, scores by distance are rounded to T, to half a unit of its last place;
     // under a span a small sum stands below weights of which each was rounded.
-    const double half_unit =
-        sizeof(T) == 2 && device::to_float(device::from_float<T>(1 + 1.0f / 512)) == 1 ? 1.0 / 512 : 1.0 / 4096;
     const double share = c.ramp > 0 ? kept + 1e-8 * all : all;
-    const double bound = largest_value * half_unit * (2 + 2 * largest_by_distance / std::sqrt(double(d)));
+    const double bound = largest_value * half_unit<T> * (2 + 2 * largest_by_distance / std::sqrt(double(d)));
     for (int e = 0; e < d; ++e) {
       double result = 0;
       for (size_t i = 0; i < score.size(); ++i) result += score[i] * ramp[i] / share * vector[i][e];
