@@ -51,6 +51,10 @@ inline void expect_shared(const void* pointer, size_t bytes, size_t alignment) {
   if (reinterpret_cast<uintptr_t>(at) % alignment) emulated::fail("a misaligned address in shared memory");
 }
 
+inline size_t piece_of_shared(const void* pointer) {
+  return (static_cast<const unsigned char*>(pointer) - emulated::current->block->shared) / 16;
+}
+
 inline void barrier() { emulated::meet(emulated::current->block->all, emulated::current->number, nullptr, nullptr); }
 
 inline void barrier(int number, int threads) {
@@ -237,6 +241,8 @@ void wait_copies() {
   while (groups.size() > size_t{open} + 1) {
     for (const emulated::Copy& copy : groups.front()) {
       copy.source ? std::memcpy(copy.target, copy.source, copy.bytes) : std::memset(copy.target, 0, copy.bytes);
+      emulated::current->unfenced.push_back(piece_of_shared(copy.target));
+      emulated::current->block->unfenced[emulated::current->unfenced.back()] = true;
     }
     groups.erase(groups.begin());
   }

@@ -51,6 +51,7 @@ struct Block {
   std::vector<Group> warps, warpgroups;
   std::vector<Copy> flying;                     // to one of its mbarriers
   std::vector<std::shared_ptr<void>> products;  // of its warps: what hopper_matrices.h keeps
+  std::vector<bool> unfenced;  // for each 16 bytes of `shared`: copied by a thread that has not fenced it since
 };
 
 struct Cluster {
@@ -72,6 +73,7 @@ struct Fiber {
   Block* block = nullptr;
   const Grid* grid = nullptr;
   std::vector<std::vector<Copy>> copies{1};  // cp.async groups, the last one open
+  std::vector<size_t> unfenced;              // the pieces of its block's `unfenced` that it copied
   bool done = false;
   bool stuck = false;  // it waits, and waited the last time
   jmp_buf state;

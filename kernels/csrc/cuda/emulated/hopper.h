@@ -59,6 +59,9 @@ inline void copy_bulk(void* target, const void* source, uint32_t bytes, Mbarrier
   emulated::current->block->flying.push_back({target, source, bytes, &barrier});
 }
 
-inline void fence_stores_for_async() {}
+inline void fence_stores_for_async() {
+  for (const size_t piece : emulated::current->unfenced) emulated::current->block->unfenced[piece] = false;
+  emulated::current->unfenced.clear();
+}
 
 }  // namespace device

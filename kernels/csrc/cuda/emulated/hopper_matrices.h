@@ -35,6 +35,8 @@ struct Described {
                                       : start + n / 8 * stride + n % 8 * 128 + k * 2;
     const unsigned char* address = emulated::current->block->shared + (plain ^ ((plain >> 7 & 7) << 4));
     expect_shared(address, 2, 2);
+    if (emulated::current->block->unfenced[piece_of_shared(address)])
+      emulated::fail("a product with what a thread copied and did not fence for it");
     return address;
   }
 };
