@@ -39,6 +39,10 @@ DEVICE void barrier() { __syncthreads(); }
 DEVICE void barrier(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
+// Counts among the `threads` of barrier(number, threads), whole warps, and goes on.
+DEVICE void pass_barrier(int number, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
 DEVICE void warp_barrier() { __syncwarp(); }
 
 template <typename T>

@@ -14,10 +14,26 @@ namespace {
 
 constexpr int group_threads = 128, block_threads = 3 * group_threads;
 
+// The two warpgroups that hold rows start products in turn, so that the powers of one are formed while the matrix units
+// work for the other. Every turn but the first is given by the other warpgroup.
+struct Turns {
+  int group, groups;
+
+  DEVICE void begin() const {
+    if (groups == 2 && group == 1) give();
+  }
+  DEVICE void take() const {
+    if (groups == 2) device::barrier(1 + group, 2 * group_threads);
+  }
+  DEVICE void give() const {
+    if (groups == 2) device::pass_barrier(2 - group, 2 * group_threads);
+  }
+};
+
 // Persistent vectors: the weights of a step are formed while those of the step before meet their values.
 template <typename T>
 DEVICE void attend_vectors(HopperRows& rows, const uint32_t (&query)[4][4], const Attention& a, const HopperTile& tile,
-                           const HopperRing& ring) {
+                           const HopperRing& ring, const Turns& turns) {
   constexpr int blocks = hopper_vectors / 8;
   float scores[blocks][4];
   uint32_t weights[blocks / 2][4];
@@ -44,14 +60,17 @@ DEVICE void attend_vectors(HopperRows& rows, const uint32_t (&query)[4][4], cons
     }
     rows.weigh<true>(scores, log2e);
   };
+  turns.begin();
   start_scores(0);
   device::wait_products<0>(scores);
   weigh(0);
   rows.settle();
   pack_weights<T>(weights, scores);
   for (int step = 1; step < tile.vector_steps; ++step) {
+    turns.take();
     start_scores(step);
     start_values(step - 1);
+    turns.give();
     device::wait_products<1>(scores);
     weigh(step);
     // A look ahead that depends on the sums of the weights, which it always finds positive: else ptxas moves the
@@ -180,7 +199,7 @@ DEVICE void attend_context(HopperRows& rows, const Attention& a, const HopperTil
 }
 
 template <typename T>
-DEVICE void use_stages(const Attention& a, const HopperTile& tile, const HopperRing& ring) {
+DEVICE void use_stages(const Attention& a, const HopperTile& tile, const HopperRing& ring, const Turns& turns) {
   const int top = (threadIdx.x - group_threads) / 32 * 16;  // the warp's first row in the tile
   const int64_t line = int64_t{a.heads} * hopper_width, at = tile.packed_row(a, tile.start + top);
   HopperRows rows;
@@ -190,7 +209,7 @@ DEVICE void use_stages(const Attention& a, const HopperTile& tile, const HopperR
     load_queries<T, hopper_width>(query, hopper_width, nullptr, [&](int r) {
       return tile.start + top + r < tile.length ? static_cast<const T*>(a.query) + at + r * line : nullptr;
     });
-    attend_vectors<T>(rows, query, a, tile, ring);
+    attend_vectors<T>(rows, query, a, tile, ring, turns);
     rows.kept[0] = rows.total[0];
     rows.kept[1] = rows.total[1];
   }
@@ -234,7 +253,7 @@ __global__ void __launch_bounds__(block_threads, 1)
   } else if (group <= groups) {
     device::take_registers<232>();
     device::wait_for_earlier_kernels();
-    use_stages<T>(a, tile, ring);
+    use_stages<T>(a, tile, ring, {group - 1, groups});
   }
 #endif
 }

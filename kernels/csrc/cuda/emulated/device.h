@@ -57,14 +57,23 @@ inline size_t piece_of_shared(const void* pointer) {
 
 inline void barrier() { emulated::meet(emulated::current->block->all, emulated::current->number, nullptr, nullptr); }
 
-inline void barrier(int number, int threads) {
+inline emulated::Group& numbered_barrier(int number, int threads) {
   emulated::Group& group = emulated::current->block->named.at(number);
   if (group.arrived == 0) {
     group.size = threads;
     group.brought.resize(threads);
   }
   if (group.size != threads) emulated::fail("a barrier waited for by two numbers of threads");
+  return group;
+}
+inline void barrier(int number, int threads) {
+  emulated::Group& group = numbered_barrier(number, threads);
   emulated::meet(group, group.arrived, nullptr, nullptr);
+}
+inline void pass_barrier(int number, int threads) {
+  emulated::Group& group = numbered_barrier(number, threads);
+  if (group.arrived + 1 == threads) return emulated::meet(group, group.arrived, nullptr, nullptr);
+  ++group.arrived;
 }
 
 inline void warp_barrier() { emulated::meet(warp(), lane(), nullptr, nullptr); }
