@@ -5,11 +5,9 @@
 
 #include <cstdint>
 
-#include "cuda/launch.h"
+#include "cuda/types.h"
 
 namespace cuda {
-
-enum class Number { bfloat16, float16 };
 
 // Which keys a row sees, as engine_kernels/ops.py's Visibility.
 struct Sees {

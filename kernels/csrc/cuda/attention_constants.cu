@@ -3,6 +3,7 @@
 
 #include "cuda/attention.h"
 #include "cuda/every_key.h"
+#include "cuda/launch.h"
 #include "cuda/sizes.h"
 
 namespace cuda {

@@ -2,6 +2,7 @@
 // no use for matrix units.
 #include "cuda/attention.h"
 #include "cuda/fragments.h"
+#include "cuda/launch.h"
 #include "cuda/sizes.h"
 #include "cuda/visibility.h"
 

@@ -3,6 +3,7 @@
 
 #include "cuda/attention.h"
 #include "cuda/fragments.h"
+#include "cuda/launch.h"
 #include "cuda/sizes.h"
 #include "cuda/visibility.h"
 

@@ -1,6 +1,7 @@
 // attend_whole: rows of an encoder, packed without padding, each over all keys of its sequence.
 #include "cuda/attention.h"
 #include "cuda/every_key.h"
+#include "cuda/launch.h"
 #include "cuda/sizes.h"
 
 namespace cuda {

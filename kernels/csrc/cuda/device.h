@@ -66,6 +66,9 @@ DEVICE float exp2_fast(float x) {
 }
 DEVICE float from_bits(uint32_t bits) { return __uint_as_float(bits); }
 DEVICE uint32_t to_bits(float x) { return __float_as_uint(x); }
+DEVICE float log2_fast(float x) { return __log2f(x); }
+// 1 / √x to 2 ulp.
+DEVICE float inverse_root(float x) { return rsqrtf(x); }
 DEVICE float to_float(bf16 x) { return __bfloat162float(x); }
 DEVICE float to_float(fp16 x) { return __half2float(x); }
 DEVICE float to_float(float x) { return x; }

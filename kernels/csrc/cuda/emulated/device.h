@@ -117,6 +117,8 @@ inline bool any(bool so) {
 }
 
 inline float exp2_fast(float x) { return std::exp2(x); }
+inline float log2_fast(float x) { return std::log2(x); }
+inline float inverse_root(float x) { return 1 / std::sqrt(x); }
 
 inline float from_bits(uint32_t bits) {
   float x;
