@@ -183,6 +183,8 @@ PYBIND11_MODULE(HEADCOUNT_CUDA_MODULE, module) {
   module.def("score_words", &score_words, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("targets"),
              py::arg("scratch"), py::arg("parts"), py::arg("everything"), py::arg("logit"), py::arg("stream"));
   module.def("splits_of", &cuda::splits_of, py::arg("rows"), py::arg("heads"), py::arg("persistent"));
+  module.def("hopper_tile_rows", [] { return cuda::hopper_tile_rows; });
+  module.def("hopper_fits", &CudaAttention::hopper_fits, py::arg("head_dim"), py::arg("heads"), py::arg("tiles"));
   // The plain metaclass, so that the stub can say what the class is.
   py::class_<CudaAttention>(module, "Attention", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
       .def(py::init<const py::object&, const py::object&, const py::object&, const py::object&, const py::object&,
