@@ -1,5 +1,6 @@
 # The CUDA kernels twice: by nvcc as headcount_cuda, and by the host's compiler as headcount_cuda_emulated, for tests.
-set(CUDA_KERNELS attention_constants attention_ring attention_rows attention_whole projections vocabulary)
+set(CUDA_KERNELS attention_constants attention_ring attention_rows attention_whole hopper_attend projections
+  vocabulary)
 
 # Why there is no headcount_cuda; empty where it is built.
 set(ENGINE_WITHOUT_CUDA "")

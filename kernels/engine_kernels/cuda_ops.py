@@ -51,8 +51,9 @@ class CudaKernels:
         tables: Tables,
         see: Visibility,
     ) -> torch.Tensor:
-        """The constants of the layer for all rows at once, then the context of sequences of one row and of several."""
+        """The constants of the layer for all rows at once, then the context of sequences of one row and of several; or hopper_attend."""
         rows, heads, head_dim = query.shape
+        at_once = single is None and self._hopper_fits(head_dim, heads, lengths)
         persistent = 0 if tables.persistent_keys is None else tables.persistent_keys.shape[1]
         splits, pitch = self._module.splits_of(rows, heads, persistent), -(-see.reach // 16) * 16
         scores = query.new_empty((heads, rows, pitch)) if single is not None and tables.distances is not None else None
@@ -72,12 +73,12 @@ class CudaKernels:
             see.reach,
             see.first,
             see.attended_zeros,
-            query.new_empty((splits, heads, rows, head_dim), dtype=torch.float32),
-            query.new_empty((2, splits, heads, rows), dtype=torch.float32),
+            None if at_once else query.new_empty((splits, heads, rows, head_dim), dtype=torch.float32),
+            None if at_once else query.new_empty((2, splits, heads, rows), dtype=torch.float32),
             scores,
             out,
         )
-        if splits or scores is not None:
+        if not at_once and (splits or scores is not None):
             self.calls["attend_constants"] += 1
             attention.constants(stream)
         if single is not None:
@@ -85,8 +86,8 @@ class CudaKernels:
             attention.ring(*_of(single), stream)
         if several is not None:
             assert new is not None
-            tile_rows = self._module.rows_of_a_tile(int(lengths.max()))
-            self.calls["attend_rows"] += 1
+            tile_rows = self._module.hopper_tile_rows() if at_once else self._module.rows_of_a_tile(int(lengths.max()))
+            self.calls["hopper_attend" if at_once else "attend_rows"] += 1
             attention.rows(*_of(several), *new, *row_tiles(several, lengths, tile_rows), tile_rows, stream)
         return out
 
@@ -149,6 +150,11 @@ class CudaKernels:
         if self.device.type == "cuda":
             architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(self.device))
         return {"operations": "engine_kernels.cuda_ops", "architecture": architecture}
+
+    def _hopper_fits(self, head_dim: int, heads: int, lengths: np.ndarray) -> bool:
+        """Whether one kernel serves sequences of these lengths; where it also pays."""
+        tiles = int((-(-lengths // self._module.hopper_tile_rows())).sum())
+        return bool(self._module.hopper_fits(head_dim, heads, tiles))
 
     def _rounded(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
         """Room for rows in the weight's dtype, where many rows are rounded before they are multiplied."""

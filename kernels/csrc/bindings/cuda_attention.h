@@ -8,6 +8,7 @@
 
 #include "bindings/device_call.h"
 #include "cuda/attention.h"
+#include "cuda/hopper_attend.h"
 
 namespace headcount {
 
@@ -17,7 +18,7 @@ class CudaAttention {
 
   // query and out [rows, H, D], rings [slots, H, capacity, D], tables as engine_kernels/ops.py has them. outs [splits,
   // H, rows, D] and states [2, splits, H, rows] float32 and scores [H, rows, pitch] or None are room for what
-  // attend_constants writes.
+  // attend_constants writes; None where it is not called.
   CudaAttention(const object& query, const object& ring_keys, const object& ring_values, const object& distances,
                 const object& content_bias, const object& position_bias, const object& persistent_keys,
                 const object& persistent_values, const object& spans, float span_ramp, int window, int segment,
@@ -67,12 +68,20 @@ class CudaAttention {
     told_.splits = cuda::splits_of(told_.rows, told_.heads, told_.persistent);
     told_.outs = floats(outs, "outs", {told_.splits, heads, rows, d});
     told_.peaks = floats(states, "states", {2, told_.splits, heads, rows});
-    told_.totals = told_.peaks + told_.splits * heads * rows;
+    if (told_.peaks != nullptr) told_.totals = told_.peaks + told_.splits * heads * rows;
     if (!scores.is_none()) {
       told_.pitch = (reach + 15) / 16 * 16;
       told_.scores = call_.take(scores.ptr(), "scores", {heads, rows, told_.pitch}, Holds::kNumber, true).data;
     }
     told_.attended = call_.take(out.ptr(), "out", queries.shape, Holds::kNumber, true).data;
+  }
+
+  // Whether hopper_attend takes sequences of several rows that have this many tiles of hopper_tile_rows.
+  static bool hopper_fits(int head_dim, int heads, int tiles) {
+    cuda::Attention attention{};
+    attention.head_dim = head_dim;
+    attention.heads = heads;
+    return cuda::hopper_attend_fits(attention, tiles);
   }
 
   void constants(std::uintptr_t stream) { cuda::attend_constants(told_, reinterpret_cast<Stream>(stream)); }
@@ -85,7 +94,8 @@ class CudaAttention {
                       reinterpret_cast<Stream>(stream));
   }
 
-  // The same with new keys and values [rows, H, 1, D], and tiles of tile_rows rows [tiles].
+  // The same with new keys and values [rows, H, 1, D], and tiles of tile_rows rows [tiles]; those of hopper_tile_rows
+  // are for hopper_attend, which needs no constants.
   void rows(const object& first_rows, const object& lengths, const object& slots, const object& offsets,
             const object& positions, const object& new_keys, const object& new_values, const object& tile_sequence,
             const object& tile_row, int tile_rows, std::uintptr_t stream) {
@@ -99,8 +109,8 @@ class CudaAttention {
         static_cast<const int32_t*>(call_.take(tile_row.ptr(), "tile_row", of_tiles.shape, Holds::kInt32).data);
     fresh.tiles = static_cast<int>(of_tiles.shape[0]);
     fresh.tile_rows = tile_rows;
-    cuda::attend_rows(told_, sequences(first_rows, lengths, slots, offsets, positions), fresh,
-                      reinterpret_cast<Stream>(stream));
+    const auto attend = tile_rows == cuda::hopper_tile_rows ? cuda::hopper_attend : cuda::attend_rows;
+    attend(told_, sequences(first_rows, lengths, slots, offsets, positions), fresh, reinterpret_cast<Stream>(stream));
   }
 
  private:

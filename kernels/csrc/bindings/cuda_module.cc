@@ -229,6 +229,8 @@ PYBIND11_MODULE(HEADCOUNT_CUDA_MODULE, module) {
              py::arg("tile_rows"), py::arg("out"), py::arg("stream"));
   module.def("rows_of_a_tile", &cuda::rows_of_a_tile, py::arg("longest"));
   module.def("splits_of", &cuda::splits_of, py::arg("rows"), py::arg("heads"), py::arg("persistent"));
+  module.def("hopper_tile_rows", [] { return cuda::hopper_tile_rows; });
+  module.def("hopper_fits", &CudaAttention::hopper_fits, py::arg("head_dim"), py::arg("heads"), py::arg("tiles"));
   // The plain metaclass, so that the stub can say what the class is.
   py::class_<CudaAttention>(module, "Attention", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
       .def(py::init<const py::object&, const py::object&, const py::object&, const py::object&, const py::object&,

@@ -39,6 +39,10 @@ DEVICE void barrier() { __syncthreads(); }
 DEVICE void barrier(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
+// Counts among the `threads` of barrier(number, threads), whole warps, and goes on.
+DEVICE void pass_barrier(int number, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
 DEVICE void warp_barrier() { __syncwarp(); }
 
 template <typename T>
@@ -49,6 +53,8 @@ template <typename T>
 DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
+// Whether it is so for any thread of the warp.
+DEVICE bool any(bool so) { return __any_sync(0xffffffffu, so); }
 
 // ---- numbers
 
@@ -58,6 +64,8 @@ DEVICE float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+DEVICE float from_bits(uint32_t bits) { return __uint_as_float(bits); }
+DEVICE uint32_t to_bits(float x) { return __float_as_uint(x); }
 DEVICE float log2_fast(float x) { return __log2f(x); }
 // 1 / √x to 2 ulp.
 DEVICE float inverse_root(float x) { return rsqrtf(x); }

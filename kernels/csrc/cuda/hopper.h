@@ -61,3 +61,6 @@ DEVICE void fence_stores_for_async() { asm volatile("fence.proxy.async.shared::c
 
 }  // namespace device
 #endif
+
+#include "cuda/hopper_matrices.h"
+#include "cuda/hopper_tensors.h"

@@ -43,6 +43,8 @@ def compile_one(source: Path, problems: list[str]) -> Registers:
         elif frame := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
             if frame.groups() != ("0", "0", "0"):
                 problems.append(f"{name}, {target}: {line.strip()}")
+        elif "(C75" in line:  # products of warpgroups one after another
+            problems.append(f"{source.name}: {line.strip()[:200]}")
         elif used := re.search(r"Used (\d+) registers", line):
             both = found.setdefault(name, {})
             both[target] = max(both.get(target, 0), int(used[1]))

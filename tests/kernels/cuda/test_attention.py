@@ -26,18 +26,19 @@ VARIANTS = {
     "no distances": Case(relative="none", rows=17),
     "only keys, heads of 24": Case(relative="none", persistent=0, heads=1, head_dim=24),
     "heads of 64": Case(heads=2, head_dim=64, rows=3, persistent=70),
+    "heads of 64, several tiles": Case(heads=1, head_dim=64, batch=1, rows=131, window=70, persistent=130),
     "heads of 128": Case(heads=1, head_dim=128, rows=3, batch=1),
     "far into a stream": Case(positions=(2**33 + 5, 1_000_003), segment=7),
 }
 
 
-def attend(case: Case, inputs: Inputs, by_ring: bool) -> torch.Tensor:
+def attend(case: Case, inputs: Inputs, by_ring: bool, run: CudaKernels | None = None) -> torch.Tensor:
     """[B, H, T, D]: of rows that bring their keys along, or of single rows whose rings hold them."""
     batch, heads, rows, head_dim = inputs.query.shape
     packed = inputs.query.transpose(1, 2).reshape(batch * rows, heads, head_dim).contiguous()
     order = torch.arange(batch, device=DEVICE)
     sequences = Sequences(order * rows, torch.full_like(order, rows), order, torch.zeros_like(order), inputs.positions)
-    run, lengths = CudaKernels(torch.device(DEVICE)), np.full(batch, rows)
+    run, lengths = run or CudaKernels(torch.device(DEVICE)), np.full(batch, rows)
     reach = case.see.reach
     if by_ring:
         keys, values = (ring(case, each[:, :, 1 - case.first :][:, :, :reach], inputs.positions) for each in (inputs.keys, inputs.values))
@@ -65,3 +66,12 @@ def test_any_number_of_heads(heads: int) -> None:
     case = Case(heads=heads, batch=1, rows=3, dtype="float16")
     inputs = draw(case)
     check(case, attend(case, inputs, by_ring=False), inputs, f"{heads} heads")
+
+
+def test_heads_of_64_take_one_kernel_where_it_fits() -> None:
+    case = Case(heads=1, batch=1, rows=2, head_dim=64, dtype="bfloat16")
+    run = CudaKernels(torch.device(DEVICE))
+    attend(case, draw(case), by_ring=False, run=run)
+    fits = run._module.hopper_fits(64, 1, 1)
+    assert set(run.calls) == ({"hopper_attend"} if fits else {"attend_constants", "attend_rows"})
+    assert not run._module.hopper_fits(128, 1, 1000)

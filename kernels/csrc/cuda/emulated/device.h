@@ -51,16 +51,29 @@ inline void expect_shared(const void* pointer, size_t bytes, size_t alignment) {
   if (reinterpret_cast<uintptr_t>(at) % alignment) emulated::fail("a misaligned address in shared memory");
 }
 
+inline size_t piece_of_shared(const void* pointer) {
+  return (static_cast<const unsigned char*>(pointer) - emulated::current->block->shared) / 16;
+}
+
 inline void barrier() { emulated::meet(emulated::current->block->all, emulated::current->number, nullptr, nullptr); }
 
-inline void barrier(int number, int threads) {
+inline emulated::Group& numbered_barrier(int number, int threads) {
   emulated::Group& group = emulated::current->block->named.at(number);
   if (group.arrived == 0) {
     group.size = threads;
     group.brought.resize(threads);
   }
   if (group.size != threads) emulated::fail("a barrier waited for by two numbers of threads");
+  return group;
+}
+inline void barrier(int number, int threads) {
+  emulated::Group& group = numbered_barrier(number, threads);
   emulated::meet(group, group.arrived, nullptr, nullptr);
+}
+inline void pass_barrier(int number, int threads) {
+  emulated::Group& group = numbered_barrier(number, threads);
+  if (group.arrived + 1 == threads) return emulated::meet(group, group.arrived, nullptr, nullptr);
+  ++group.arrived;
 }
 
 inline void warp_barrier() { emulated::meet(warp(), lane(), nullptr, nullptr); }
@@ -87,6 +100,20 @@ T shuffle(T value, int from) {
 template <typename T>
 T shuffle_xor(T value, int mask) {
   return shuffle(value, lane() ^ mask);
+}
+
+struct Voted {
+  bool so;
+  static void compute(void** all, int count) {
+    bool any = false;
+    for (int i = 0; i < count; ++i) any = any || static_cast<Voted*>(all[i])->so;
+    for (int i = 0; i < count; ++i) static_cast<Voted*>(all[i])->so = any;
+  }
+};
+inline bool any(bool so) {
+  Voted mine{so};
+  emulated::meet(warp(), lane(), &mine, Voted::compute);
+  return mine.so;
 }
 
 inline float exp2_fast(float x) { return std::exp2(x); }
@@ -216,6 +243,8 @@ inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) { load<t
 
 inline void arrive(const emulated::Copy& copy) {
   copy.source ? std::memcpy(copy.target, copy.source, copy.bytes) : std::memset(copy.target, 0, copy.bytes);
+  emulated::current->unfenced.push_back(piece_of_shared(copy.target));
+  emulated::current->block->unfenced[emulated::current->unfenced.back()] = true;
 }
 
 inline void copy_16(void* target, const void* source, bool there) {

@@ -154,6 +154,8 @@ void run(const Grid& grid, const std::function<void()>& kernel, unsigned order) 
       block.warps.assign(threads / 32, Group(32));
       block.warpgroups.assign(threads / 128, Group(128));
       block.named.resize(16);
+      block.products.resize(threads / 32);
+      block.unfenced.resize(grid.shared_bytes / 16 + 1);
     }
     for (Cluster& cluster : clusters) cluster.all = Group(threads * grid.cluster);
     run_blocks(blocks, grid, order);

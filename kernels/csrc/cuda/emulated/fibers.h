@@ -33,7 +33,8 @@ struct Copy {
   void* target;
   const void* source;
   size_t bytes;
-  void* barrier;  // an mbarrier in shared memory, or nullptr
+  void* barrier;                   // an mbarrier in shared memory, or nullptr
+  std::function<void()> act = {};  // what it does where that is more than to copy bytes
 };
 
 struct Cluster;
@@ -48,7 +49,9 @@ struct Block {
   Group all;
   std::vector<Group> named;  // barriers by number and by how many wait
   std::vector<Group> warps, warpgroups;
-  std::vector<Copy> flying;  // to one of its mbarriers
+  std::vector<Copy> flying;                     // to one of its mbarriers
+  std::vector<std::shared_ptr<void>> products;  // of its warps: what hopper_matrices.h keeps
+  std::vector<bool> unfenced;  // for each 16 bytes of `shared`: copied by a thread that has not fenced it since
 };
 
 struct Cluster {
@@ -70,6 +73,7 @@ struct Fiber {
   Block* block = nullptr;
   const Grid* grid = nullptr;
   std::vector<std::vector<Copy>> copies{1};  // cp.async groups, the last one open
+  std::vector<size_t> unfenced;              // the pieces of its block's `unfenced` that it copied
   bool done = false;
   bool stuck = false;  // it waits, and waited the last time
   jmp_buf state;

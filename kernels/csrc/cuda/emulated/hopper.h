@@ -38,7 +38,7 @@ inline void let_a_copy_arrive(Mbarrier& barrier) {
   const auto copy =
       std::find_if(flying.begin(), flying.end(), [&](const emulated::Copy& c) { return c.barrier == &barrier; });
   if (copy == flying.end()) return;
-  std::memcpy(copy->target, copy->source, copy->bytes);
+  copy->act ? copy->act() : void(std::memcpy(copy->target, copy->source, copy->bytes));
   barrier.bytes -= static_cast<int32_t>(copy->bytes);
   flying.erase(copy);
   end_phase_if_complete(barrier);
@@ -59,6 +59,9 @@ inline void copy_bulk(void* target, const void* source, uint32_t bytes, Mbarrier
   emulated::current->block->flying.push_back({target, source, bytes, &barrier});
 }
 
-inline void fence_stores_for_async() {}
+inline void fence_stores_for_async() {
+  for (const size_t piece : emulated::current->unfenced) emulated::current->block->unfenced[piece] = false;
+  emulated::current->unfenced.clear();
+}
 
 }  // namespace device
