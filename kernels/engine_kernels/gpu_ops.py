@@ -38,6 +38,14 @@ class Sequences:
     positions: torch.Tensor
 
 
+def row_tiles(lengths: np.ndarray, tile_rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sequence and the first row of every tile of rows, no tile in two sequences; int32 [tiles] each."""
+    tiles = -(-lengths // tile_rows)
+    sequence = np.repeat(np.arange(len(lengths)), tiles)
+    row = (np.arange(len(sequence)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * tile_rows
+    return torch.from_numpy(sequence.astype(np.int32)).to(device), torch.from_numpy(row.astype(np.int32)).to(device)
+
+
 class GpuKernels(Protocol):
     """The kernels of one backend on one device; `calls` counts what they started, by name.
 

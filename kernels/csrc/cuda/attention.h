@@ -5,11 +5,9 @@
 
 #include <cstdint>
 
-#include "cuda/launch.h"
+#include "cuda/types.h"
 
 namespace cuda {
-
-enum class Number { bfloat16, float16 };
 
 // Which keys a row sees, as engine_kernels/ops.py's Visibility.
 struct Sees {
@@ -68,5 +66,8 @@ void attend_constants(const Attention& attention, Stream stream);
 void attend_ring(const Attention& attention, const Sequences& single, Stream stream);
 // Sequences of several rows, which see their rings as they stood before and the new keys and values.
 void attend_rows(const Attention& attention, const Sequences& several, const NewRows& fresh, Stream stream);
+// Whole sequences whose rows see all rows of their own, as an encoder's do. Nothing else of a layer counts: of
+// `attention` it reads number, rows, heads, head_dim, query and attended, of `whole` first_rows and lengths.
+void attend_whole(const Attention& attention, const Sequences& whole, const NewRows& fresh, Stream stream);
 
 }  // namespace cuda

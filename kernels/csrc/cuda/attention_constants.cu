@@ -2,82 +2,46 @@
 #include <algorithm>
 
 #include "cuda/attention.h"
-#include "cuda/fragments.h"
+#include "cuda/every_key.h"
+#include "cuda/launch.h"
 #include "cuda/sizes.h"
 
 namespace cuda {
 namespace {
 
 constexpr int split_unit = 64;  // splits end at multiples of it
-constexpr int stages = 3;       // blocks of keys and values on their way or in use
-
-template <int width>
-constexpr int keys_of_a_block = width > 64 ? 32 : 64;  // divides split_unit
 
 struct alignas(8) Two {
   float low, high;
 };
 
+// Queries of the warp's rows, from row `top` of all on.
+template <typename C>
+DEVICE void load_rows(uint32_t (&query)[C::width / 16][4], const Attention& a, int head, int top, const float* bias) {
+  using T = typename C::T;
+  load_queries<T, C::width>(query, a.head_dim, bias, [&](int r) {
+    return top + r < a.rows ? static_cast<const T*>(a.query) + (int64_t{top + r} * a.heads + head) * a.head_dim
+                            : nullptr;
+  });
+}
+
 // The states of this block's rows over one part of the persistent vectors.
 template <typename C>
 DEVICE void states_of_a_split(const Attention& a, int chunk) {
   using T = typename C::T;
-  constexpr int width = C::width, keys = keys_of_a_block<width>, size = keys * pitch<width>;
+  constexpr int width = C::width;
   const int part = blockIdx.y, head = blockIdx.z, d = a.head_dim;
-  const int first = part * chunk, last = min(first + chunk, a.persistent), count = (last - first + keys - 1) / keys;
-  const T* persistent_keys = static_cast<const T*>(a.persistent_keys) + int64_t{head} * a.persistent * d;
-  const T* persistent_values = static_cast<const T*>(a.persistent_values) + int64_t{head} * a.persistent * d;
-  T* tiles = reinterpret_cast<T*>(device::shared_memory());
-  const auto fetch = [&](int block) {
-    if (block < count) {
-      T* tile = tiles + block % stages * 2 * size;
-      const int start = first + block * keys;
-      copy_rows<T, width, keys, 32 * C::warps>(tile, d, persistent_keys, [&](int n) {
-        return start + n < last ? persistent_keys + (start + n) * d : nullptr;
-      });
-      copy_rows<T, width, keys, 32 * C::warps>(tile + size, d, persistent_values, [&](int n) {
-        return start + n < last ? persistent_values + (start + n) * d : nullptr;
-      });
-    }
-    device::close_copies();
-  };
-  for (int block = 0; block < stages - 1; ++block) fetch(block);  // constants: nothing to wait for
-
-  device::wait_for_earlier_kernels();
-  device::let_next_kernel_start();
+  const int first = part * chunk, count = min(chunk, a.persistent - first);
+  const int64_t at_first = (int64_t{head} * a.persistent + first) * d;
   const int top = (blockIdx.x * C::warps + threadIdx.x / 32) * 16;  // the warp's first row
-  uint32_t query[width / 16][4];
-  load_queries<T, width>(query, d, nullptr, [&](int r) {
-    return top + r < a.rows ? static_cast<const T*>(a.query) + (int64_t{top + r} * a.heads + head) * d : nullptr;
-  });
   State<width> state;
   state.clear();
-  for (int block = 0; block < count; ++block) {
-    device::wait_copies<stages - 2>();
-    device::barrier();
-    fetch(block + stages - 1);
-    const T* tile = tiles + block % stages * 2 * size;
-    float scores[keys / 8][4] = {};
-    multiply_keys<T, width>(scores, query, [&](int i) { return tile + i * 8 * pitch<width>; });
-    const int missing_from = last - first - block * keys - column_of_thread();  // the first column that is no key
-    UNROLL
-    for (int i = 0; i < keys / 8; ++i) {
-      UNROLL
-      for (int e = 0; e < 4; ++e) scores[i][e] *= log2e;
-    }
-    if (block == count - 1) {
-      UNROLL
-      for (int i = 0; i < keys / 8; ++i) {
-        UNROLL
-        for (int e = 0; e < 4; ++e) {
-          if (i * 8 + e % 2 >= missing_from) scores[i][e] = -INFINITY;
-        }
-      }
-    }
-    state.weigh(scores);
-    multiply_values<T, width>(state.out, scores, tile + size);
-  }
-  state.sum_columns();
+  see_every_key<C>(state, static_cast<const T*>(a.persistent_keys) + at_first,
+                   static_cast<const T*>(a.persistent_values) + at_first, d, count, d, log2e, [&](auto& query) {
+                     device::wait_for_earlier_kernels();  // the vectors are constants and need not wait
+                     device::let_next_kernel_start();
+                     load_rows<C>(query, a, head, top, nullptr);
+                   });
   UNROLL
   for (int half = 0; half < 2; ++half) {
     const int row = top + row_of_thread() + 8 * half;
@@ -91,7 +55,7 @@ DEVICE void states_of_a_split(const Attention& a, int chunk) {
     for (int i = 0; i < width / 8; ++i) {
       if (i * 8 < d) {
         *reinterpret_cast<Two*>(a.outs + at * d + i * 8 + column_of_thread()) = {state.out[i][2 * half],
-                                                                                state.out[i][2 * half + 1]};
+                                                                                 state.out[i][2 * half + 1]};
       }
     }
   }
@@ -101,24 +65,20 @@ DEVICE void states_of_a_split(const Attention& a, int chunk) {
 template <typename C>
 DEVICE void scores_by_distance(const Attention& a) {
   using T = typename C::T;
-  constexpr int width = C::width, columns = keys_of_a_block<width>;
+  constexpr int width = C::width, columns = EveryKey<C>::keys;
   const int head = blockIdx.z, d = a.head_dim, reach = a.sees.reach;
   const int first = (blockIdx.y - a.splits) * columns;
   const T* table = static_cast<const T*>(a.distances) + int64_t{min(head, a.distance_tables - 1)} * reach * d;
   T* tile = reinterpret_cast<T*>(device::shared_memory());
-  copy_rows<T, width, columns, 32 * C::warps>(tile, d, table, [&](int c) {
-    return first + c < reach ? table + (reach - 1 - first - c) * d : nullptr;
-  });
+  copy_rows<T, width, columns, 32 * C::warps>(
+      tile, d, table, [&](int c) { return first + c < reach ? table + (reach - 1 - first - c) * d : nullptr; });
   device::close_copies();
 
   device::wait_for_earlier_kernels();
   device::let_next_kernel_start();
   const int top = (blockIdx.x * C::warps + threadIdx.x / 32) * 16;
   uint32_t query[width / 16][4];
-  load_queries<T, width>(
-      query, d, a.position_bias != nullptr ? a.position_bias + head * d : nullptr, [&](int r) {
-        return top + r < a.rows ? static_cast<const T*>(a.query) + (int64_t{top + r} * a.heads + head) * d : nullptr;
-      });
+  load_rows<C>(query, a, head, top, a.position_bias != nullptr ? a.position_bias + head * d : nullptr);
   device::wait_copies<0>();
   device::barrier();
   float scores[columns / 8][4] = {};
@@ -151,9 +111,8 @@ int blocks_of(int count, int size) { return (count + size - 1) / size; }
 
 template <typename C>
 void start_constants(const Attention& attention, Stream stream) {
-  constexpr int keys = keys_of_a_block<C::width>;
   const bool scored = attention.scores != nullptr && attention.distance_tables > 0;
-  const int parts = attention.splits + (scored ? blocks_of(attention.sees.reach, keys) : 0);
+  const int parts = attention.splits + (scored ? blocks_of(attention.sees.reach, EveryKey<C>::keys) : 0);
   if (attention.rows == 0 || attention.heads == 0 || parts == 0) return;
   const int chunk = blocks_of(blocks_of(attention.persistent, std::max(attention.splits, 1)), split_unit) * split_unit;
   Launch launch;
@@ -161,7 +120,7 @@ void start_constants(const Attention& attention, Stream stream) {
   launch.blocks_y = parts;
   launch.blocks_z = attention.heads;
   launch.threads = 32 * C::warps;
-  launch.shared_bytes = sizeof(typename C::T) * stages * 2 * keys * pitch<C::width>;
+  launch.shared_bytes = EveryKey<C>::bytes;
   launch.dependent = true;
   start(launch, stream, constants_kernel<C>, attention, chunk);
 }
@@ -171,7 +130,8 @@ void start_constants(const Attention& attention, Stream stream) {
 int splits_of(int rows, int heads, int persistent) {
   constexpr int enough_blocks = 256, most_splits = 32;
   if (persistent == 0) return 0;
-  const int tiles = std::max(blocks_of(rows, rows <= 16 ? 16 : 64) * heads, 1), units = blocks_of(persistent, split_unit);
+  const int tiles = std::max(blocks_of(rows, rows <= 16 ? 16 : 64) * heads, 1),
+            units = blocks_of(persistent, split_unit);
   const int wanted = std::min({blocks_of(enough_blocks, tiles), most_splits, units});
   return blocks_of(units, blocks_of(units, wanted));  // none of them empty
 }

@@ -2,6 +2,7 @@
 // no use for matrix units.
 #include "cuda/attention.h"
 #include "cuda/fragments.h"
+#include "cuda/launch.h"
 #include "cuda/sizes.h"
 #include "cuda/visibility.h"
 
@@ -83,7 +84,8 @@ __global__ void __launch_bounds__(32 * warps) ring_kernel(Attention a, Sequences
 
   float query[8] = {};
   if (real) {
-    const auto q = *reinterpret_cast<const Eight<T>*>(static_cast<const T*>(a.query) + (row * a.heads + head) * d + column);
+    const auto q =
+        *reinterpret_cast<const Eight<T>*>(static_cast<const T*>(a.query) + (row * a.heads + head) * d + column);
     UNROLL
     for (int i = 0; i < 8; ++i) {
       query[i] = device::to_float(q.number[i]);

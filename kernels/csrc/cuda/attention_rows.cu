@@ -3,6 +3,7 @@
 
 #include "cuda/attention.h"
 #include "cuda/fragments.h"
+#include "cuda/launch.h"
 #include "cuda/sizes.h"
 #include "cuda/visibility.h"
 
@@ -57,9 +58,9 @@ __global__ void __launch_bounds__(32 * C::warps) rows_kernel(Attention a, Sequen
   const int offset = static_cast<int>(several.offsets[sequence] % a.capacity);
   const int64_t ring = (several.slots[sequence] * a.heads + head) * a.capacity * d;
   const int64_t line = int64_t{a.heads} * d, fresh_row = packed * line + int64_t{head} * d;
-  const int64_t table = int64_t{min(head, a.distance_tables - 1)} * a.sees.reach * d;
-  const T* distances = static_cast<const T*>(a.distances) + table;
   const bool relative = a.distance_tables > 0;
+  const int64_t table = relative ? int64_t{min(head, a.distance_tables - 1)} * a.sees.reach * d : 0;
+  const T* distances = static_cast<const T*>(a.distances) + table;
 
   // Row `time` sees keys time - first - keys_seen + 1 .. time - first, the first row of some the farthest back.
   const auto oldest_of = [&](int time) { return time - a.sees.first - keys_seen(a.sees, position + time) + 1; };
@@ -173,13 +174,7 @@ __global__ void __launch_bounds__(32 * C::warps) rows_kernel(Attention a, Sequen
     const int time = top + row_of_thread() + 8 * half;
     if (time >= length) continue;
     const float factor = 1.0f / share_of(a, state.total[half], state.kept[half]);
-    T* to = static_cast<T*>(a.attended) + fresh_row + time * line;
-    UNROLL
-    for (int i = 0; i < width / 8; ++i) {
-      if (i * 8 >= d) continue;
-      *reinterpret_cast<uint32_t*>(to + i * 8 + column_of_thread()) =
-          device::pack<T>(state.out[i][2 * half] * factor, state.out[i][2 * half + 1] * factor);
-    }
+    store_row<T>(static_cast<T*>(a.attended) + fresh_row + time * line, d, state, half, factor);
   }
 }
 

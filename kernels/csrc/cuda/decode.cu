@@ -3,6 +3,7 @@
 
 #include "cuda/decode_attend.h"
 #include "cuda/decode_rows.h"
+#include "cuda/launch.h"
 
 namespace cuda::decode {
 namespace {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "cuda/attention.h"
-#include "cuda/launch.h"
+#include "cuda/types.h"
 
 namespace cuda::decode {
 

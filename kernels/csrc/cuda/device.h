@@ -58,6 +58,9 @@ DEVICE float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+DEVICE float log2_fast(float x) { return __log2f(x); }
+// 1 / √x to 2 ulp.
+DEVICE float inverse_root(float x) { return rsqrtf(x); }
 DEVICE float to_float(bf16 x) { return __bfloat162float(x); }
 DEVICE float to_float(fp16 x) { return __half2float(x); }
 DEVICE float to_float(float x) { return x; }

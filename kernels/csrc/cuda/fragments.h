@@ -20,8 +20,8 @@ constexpr int pitch = width + 8;
 DEVICE int row_of_thread() { return threadIdx.x % 32 / 4; }
 DEVICE int column_of_thread() { return threadIdx.x % 4 * 2; }
 
-// Starts copies of `count` rows of head_dim numbers into a tile, zeros beyond them; source(row) is the row in memory, or
-// nullptr for a row of zeros. `anywhere` is an address of such memory.
+// Starts copies of `count` rows of head_dim numbers into a tile, zeros beyond them; source(row) is the row in memory,
+// or nullptr for a row of zeros. `anywhere` is an address of such memory.
 template <typename T, int width, int count, int threads, typename Source>
 DEVICE void copy_rows(T* tile, int head_dim, const T* anywhere, const Source& source) {
   constexpr int pieces = width / 8;  // of 16 bytes
@@ -81,8 +81,8 @@ DEVICE void multiply_values(float (&out)[width / 8][4], const float (&weights)[b
   const T* base = values + lane % 16 * pitch<width> + lane / 16 * 8;
   UNROLL
   for (int k = 0; k < blocks / 2; ++k) {
-    const float(&left)[4] = weights[2 * k];
-    const float(&right)[4] = weights[2 * k + 1];
+    const float (&left)[4] = weights[2 * k];
+    const float (&right)[4] = weights[2 * k + 1];
     const uint32_t a[4] = {device::pack<T>(left[0], left[1]), device::pack<T>(left[2], left[3]),
                            device::pack<T>(right[0], right[1]), device::pack<T>(right[2], right[3])};
     UNROLL
@@ -158,6 +158,17 @@ struct State {
   }
 };
 
+// One of the thread's two rows times `factor`, its first head_dim numbers.
+template <typename T, int width>
+DEVICE void store_row(T* row, int head_dim, const State<width>& state, int half, float factor) {
+  UNROLL
+  for (int i = 0; i < width / 8; ++i) {
+    if (i * 8 >= head_dim) continue;
+    *reinterpret_cast<uint32_t*>(row + i * 8 + column_of_thread()) =
+        device::pack<T>(state.out[i][2 * half] * factor, state.out[i][2 * half + 1] * factor);
+  }
+}
+
 // scores[r, c] += band[r, c + 15 - r] of a warp's 16 rows: row r of the band, moved 15 - r columns to the left. A row
 // lies in the four threads of a quad and its move is one number, of which the eights choose a register known to the
 // compiler (one on for rows below 8, none from there on), and the rest is a shuffle in the quad of what each reader
@@ -170,8 +181,8 @@ DEVICE void add_skewed(float (&scores)[blocks][4], const float (&band)[blocks + 
   for (int half = 0; half < 2; ++half) {
     UNROLL
     for (int e = 0; e < 2; ++e) {
-      const int steps = pairs + (e + odd) / 2;      // of two columns, from reader to source
-      const bool next = quad < steps;               // the reader's column is in the block after its own
+      const int steps = pairs + (e + odd) / 2;  // of two columns, from reader to source
+      const bool next = quad < steps;           // the reader's column is in the block after its own
       const int from = row * 4 + (quad + steps) % 4;
       UNROLL
       for (int i = 0; i < blocks; ++i) {

@@ -5,12 +5,12 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/types.h"
+
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
-using Stream = cudaStream_t;
 #else
 #include "cuda/emulated/fibers.h"
-using Stream = void*;
 #endif
 
 struct Launch {
@@ -19,12 +19,21 @@ struct Launch {
   size_t shared_bytes = 0;
   unsigned cluster = 1;    // blocks of a cluster, along x
   bool together = false;   // all blocks resident at once, so that they may wait for each other
-  bool dependent = false;  // may start before the kernel before it has ended; it then calls wait_for_earlier_kernels
+  bool dependent = false;  // may start before the kernel before it has ended, where the GPU is sm_90 or newer; it then
+                           // calls wait_for_earlier_kernels
 };
 
 #ifdef __CUDACC__
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+}
+
+// Whether the current GPU is sm_90 or newer.
+inline bool starts_early() {
+  int device = 0, major = 0;
+  check(cudaGetDevice(&device), "current GPU");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+  return major >= 9;
 }
 
 template <typename... Parameters, typename... Arguments>
@@ -48,7 +57,7 @@ void start(const Launch& launch, Stream stream, void (*kernel)(Parameters...), A
     attributes[count].val.cooperative = 1;
     ++count;
   }
-  if (launch.dependent) {
+  if (launch.dependent && starts_early()) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count].val.programmaticStreamSerializationAllowed = 1;
     ++count;
@@ -57,7 +66,7 @@ void start(const Launch& launch, Stream stream, void (*kernel)(Parameters...), A
   config.gridDim = {launch.blocks_x, launch.blocks_y, launch.blocks_z};
   config.blockDim = {launch.threads, 1, 1};
   config.dynamicSmemBytes = launch.shared_bytes;
-  config.stream = stream;
+  config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = attributes;
   config.numAttrs = count;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), "kernel launch");

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -23,10 +24,10 @@ struct Case {
   bool zeros = false;
   int tables = -1;  // of distances: heads, or 1, or 0; -1 = heads
   bool content_bias = true, position_bias = true;
-  float ramp = 0;                                    // 0 = no spans
+  float ramp = 0;                                         // 0 = no spans
   std::vector<std::pair<int, int>> sequences = {{7, 3}};  // length and position of the first row
-  int spare = 3;                                     // slots a ring has beyond those needed
-  float size = 1;                                    // of keys
+  int spare = 3;                                          // slots a ring has beyond those needed
+  float size = 1;                                         // of keys
 
   int reach() const { return window + (segment > 0 ? segment - 1 : 0); }
   int rows() const {
@@ -38,7 +39,11 @@ struct Case {
   int distance_tables() const { return tables < 0 ? heads : tables; }
 };
 
-// A number of T and the float it is.
+// How much rounding a number near 1 to T may move it.
+template <typename T>
+constexpr double half_unit = std::is_same_v<T, bf16> ? 1.0 / 512 : 1.0 / 4096;
+
+// Numbers of T, and the floats they are in place of those given.
 template <typename T>
 std::vector<T> rounded(std::vector<float>& values) {
   std::vector<T> result;
@@ -103,8 +108,9 @@ struct Material {  // what the rows of a case are made of
       const int64_t place = position + t;
       int limit = c.window + static_cast<int>(c.segment > 0 ? place % c.segment : 0);
       if (!c.zeros) limit = static_cast<int>(std::min<int64_t>(limit, place - c.first + 1));
-      attend_row(head, row + t, limit, [&](int i) { return &keys[(before + t - c.first - i) * d]; },
-                 [&](int i) { return &values[(before + t - c.first - i) * d]; });
+      attend_row(
+          head, row + t, limit, [&](int i) { return &keys[(before + t - c.first - i) * d]; },
+          [&](int i) { return &values[(before + t - c.first - i) * d]; });
       for (int i = 0; i < limit; ++i) {
         const int j = t - c.first - i;
         for (int e = 0; e < d; ++e) {
@@ -172,11 +178,8 @@ struct Material {  // what the rows of a case are made of
     }
     // Weights, results and, for attend_ring, scores by distance are rounded to T, to half a unit of its last place;
     // under a span a small sum stands below weights of which each was rounded.
-    const double half_unit = sizeof(T) == 2 && device::to_float(device::from_float<T>(1 + 1.0f / 512)) == 1
-                                 ? 1.0 / 512
-                                 : 1.0 / 4096;
     const double share = c.ramp > 0 ? kept + 1e-8 * all : all;
-    const double bound = largest_value * half_unit * (2 + 2 * largest_by_distance / std::sqrt(double(d)));
+    const double bound = largest_value * half_unit<T> * (2 + 2 * largest_by_distance / std::sqrt(double(d)));
     for (int e = 0; e < d; ++e) {
       double result = 0;
       for (size_t i = 0; i < score.size(); ++i) result += score[i] * ramp[i] / share * vector[i][e];
@@ -188,7 +191,8 @@ struct Material {  // what the rows of a case are made of
   Case c;
   std::mt19937 random;
   std::vector<float> query, distances, persistent_keys, persistent_values, content_bias, position_bias, spans;
-  std::vector<T> query_numbers, distance_numbers, persistent_key_numbers, persistent_value_numbers, ring_keys, ring_values, new_keys, new_values;
+  std::vector<T> query_numbers, distance_numbers, persistent_key_numbers, persistent_value_numbers, ring_keys,
+      ring_values, new_keys, new_values;
   std::vector<int64_t> first_rows, lengths, slots, offsets, positions;
   std::vector<double> expected, allowed;  // [rows, H, D]
 };

@@ -1,8 +1,11 @@
-// Python-free test of the CUDA attention kernels on the host that plays a GPU: against loops in double, in two orders of
-// threads, which must change nothing.
+// Python-free test of the CUDA attention kernels on the host that plays a GPU: against loops in double, in two orders
+// of threads, which must change nothing.
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "cuda/attention.h"
@@ -23,7 +26,11 @@ T* data_of(std::vector<T>& values) {
 struct Chosen {
   std::vector<int64_t> first_rows, lengths, slots, offsets, positions;
   cuda::Sequences told() const {
-    return {static_cast<int>(lengths.size()), first_rows.data(), lengths.data(), slots.data(), offsets.data(),
+    return {static_cast<int>(lengths.size()),
+            first_rows.data(),
+            lengths.data(),
+            slots.data(),
+            offsets.data(),
             positions.data()};
   }
 };
@@ -41,6 +48,24 @@ Chosen choose(const Material<T>& m, bool single) {
   }
   return chosen;
 }
+
+// Rows of sequences in tiles, as the host lists them.
+struct Tiles {
+  Tiles(const std::vector<int64_t>& lengths, int rows_) : rows(rows_) {
+    for (size_t i = 0; i < lengths.size(); ++i) {
+      for (int row = 0; row < lengths[i]; row += rows) {
+        sequence.push_back(static_cast<int32_t>(i));
+        first_row.push_back(row);
+      }
+    }
+  }
+  cuda::NewRows told(const void* keys, const void* values) const {
+    return {keys, values, sequence.data(), first_row.data(), static_cast<int>(sequence.size()), rows};
+  }
+
+  int rows;
+  std::vector<int32_t> sequence, first_row;
+};
 
 // The bits of all rows: sequences of one row by attend_ring or, like the others, by attend_rows.
 template <typename T>
@@ -91,19 +116,10 @@ std::vector<T> attend(Material<T>& m, int splits, bool by_ring) {
       several.positions.push_back(single.positions[i]);
     }
   }
-  int longest = 0;
-  for (const int64_t length : several.lengths) longest = std::max(longest, static_cast<int>(length));
-  const int tile_rows = cuda::rows_of_a_tile(a, longest);
-  std::vector<int32_t> tile_sequence, tile_row;
-  for (size_t i = 0; i < several.lengths.size(); ++i) {
-    for (int row = 0; row < several.lengths[i]; row += tile_rows) {
-      tile_sequence.push_back(static_cast<int32_t>(i));
-      tile_row.push_back(row);
-    }
-  }
-  const cuda::NewRows fresh = {m.new_keys.data(), m.new_values.data(),  tile_sequence.data(),
-                               tile_row.data(),   static_cast<int>(tile_row.size()), tile_rows};
-  cuda::attend_rows(a, several.told(), fresh, nullptr);
+  int64_t longest = 0;
+  for (const int64_t length : several.lengths) longest = std::max(longest, length);
+  const Tiles tiles(several.lengths, cuda::rows_of_a_tile(a, static_cast<int>(longest)));
+  cuda::attend_rows(a, several.told(), tiles.told(m.new_keys.data(), m.new_values.data()), nullptr);
   return attended;
 }
 
@@ -127,6 +143,73 @@ void check(const Case& c, int splits, bool by_ring) {
   const std::vector<T> again = attend(m, splits, by_ring);
   expect(std::memcmp(attended.data(), again.data(), attended.size() * sizeof(T)) == 0,
          what + ": another order of threads changes bits");
+}
+
+// Sequences of an encoder: rows between them belong to nobody and are NaN.
+template <typename T>
+void check_whole(int heads, int d, const std::vector<int64_t>& lengths) {
+  constexpr int gap = 2;
+  std::vector<int64_t> first_rows;
+  int64_t rows = gap, longest = 0;
+  for (const int64_t length : lengths) {
+    first_rows.push_back(rows);
+    rows += length + gap;
+    longest = std::max(longest, length);
+  }
+  Noise noise(static_cast<unsigned>(d));
+  std::vector<float> query = noise.vector(rows * heads * d), keys = noise.vector(query.size()),
+                     values = noise.vector(query.size());
+  int64_t free = 0;  // the first row that may be of a sequence
+  for (size_t i = 0; i <= lengths.size(); ++i) {
+    const int64_t end = i < lengths.size() ? first_rows[i] : rows;
+    for (auto* numbers : {&query, &keys, &values}) {
+      std::fill(numbers->begin() + free * heads * d, numbers->begin() + end * heads * d, kNaN);
+    }
+    if (i < lengths.size()) free = end + lengths[i];
+  }
+  for (float& x : query) x *= 4;
+  const std::vector<T> query_numbers = rounded<T>(query), key_numbers = rounded<T>(keys),
+                       value_numbers = rounded<T>(values);
+  std::vector<T> attended(query.size(), device::from_float<T>(7));
+  cuda::Attention a = {};
+  a.number = std::is_same_v<T, bf16> ? cuda::Number::bfloat16 : cuda::Number::float16;
+  a.rows = static_cast<int>(rows);
+  a.heads = heads;
+  a.head_dim = d;
+  a.query = query_numbers.data();
+  a.attended = attended.data();
+  const Tiles tiles(lengths, cuda::rows_of_a_tile(a, static_cast<int>(longest)));
+  const cuda::Sequences whole = {
+      static_cast<int>(lengths.size()), first_rows.data(), lengths.data(), nullptr, nullptr, nullptr};
+  emulated_order = 5;
+  cuda::attend_whole(a, whole, tiles.told(key_numbers.data(), value_numbers.data()), nullptr);
+
+  std::vector<double> expected(query.size(), 7), allowed(query.size(), 0);
+  for (size_t s = 0; s < lengths.size(); ++s) {
+    for (int64_t row = 0; row < lengths[s]; ++row) {
+      for (int head = 0; head < heads; ++head) {
+        const auto at = [&](int64_t r) { return ((first_rows[s] + r) * heads + head) * d; };
+        std::vector<double> out(d);
+        double all = 0;
+        for (int64_t j = 0; j < lengths[s]; ++j) {
+          double dot = 0;
+          for (int e = 0; e < d; ++e) dot += double(query[at(row) + e]) * keys[at(j) + e];
+          const double weight = std::exp(dot / std::sqrt(double(d)));
+          all += weight;
+          for (int e = 0; e < d; ++e) out[e] += weight * values[at(j) + e];
+        }
+        for (int e = 0; e < d; ++e) {
+          expected[at(row) + e] = out[e] / all;
+          allowed[at(row) + e] = 2 * half_unit<T> + 5e-5;  // weights and results are rounded; values are below 1
+        }
+      }
+    }
+  }
+  bool right = true;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    right = right && std::fabs(device::to_float(attended[i]) - expected[i]) <= allowed[i];
+  }
+  expect(right, "whole sequences, head_dim " + std::to_string(d));
 }
 
 template <int blocks>
@@ -212,5 +295,8 @@ int main() {
     check<fp16>(c, splits > 1 ? 1 : splits, true);
     check<fp16>(c, splits, false);
   }
+  check_whole<bf16>(3, 64, {1, 70, 5});
+  check_whole<fp16>(2, 24, {16, 2, 9});
+  check_whole<fp16>(1, 128, {67});
   return finish("cuda_attend");
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cuda/decode.h"
+#include "cuda/launch.h"
 #include "tests/cuda_decode_case.h"
 #include "tests/expect.h"
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from engine_kernels.backends import no_gpu
+from tests.kernels.poison import poisoned_memory  # noqa: F401 (a fixture of all tests here)
 
 if no_gpu() is not None:
     os.environ["TRITON_INTERPRET"] = "1"
@@ -43,19 +44,3 @@ def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         builder, "create_fp_to_fp", lambda self, x, to, mode: rounded(x) if to_bfloat16(x, to) else convert(self, x, to, mode)
     )
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every tensor a launcher asks for without a value holds NaN, so that a place nobody writes cannot pass for a zero."""
-    torch = pytest.importorskip("torch")
-
-    def poisoned(make: Any) -> Any:
-        def made(*sizes: Any, **options: Any) -> Any:
-            tensor = make(*sizes, **options)
-            return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
-
-        return made
-
-    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
-        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))

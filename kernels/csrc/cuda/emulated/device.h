@@ -90,6 +90,8 @@ T shuffle_xor(T value, int mask) {
 }
 
 inline float exp2_fast(float x) { return std::exp2(x); }
+inline float log2_fast(float x) { return std::log2(x); }
+inline float inverse_root(float x) { return 1 / std::sqrt(x); }
 
 inline float from_bits(uint32_t bits) {
   float x;
@@ -130,6 +132,7 @@ inline fp16 from_float<fp16>(float x) {
   const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
   const float magnitude = std::fabs(x);
   if (std::isnan(x)) return {0x7e00};
+  if (magnitude == 0) return {sign};
   if (magnitude >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7c00)};
   int exponent;
   std::frexp(magnitude, &exponent);
