@@ -78,15 +78,21 @@ DEVICE bool begin_layer(Block<T, D>& b, const Item& item, const unsigned char* s
   const float* vectors = reinterpret_cast<const float*>(stage);
   if (item.layer > 0) {
     const Layer& before = b.layers[item.layer - 1];
-    if (before.heads) b.meet_grid(item.layer);
-    const int first = p.hidden * b.rank / p.cluster, columns = p.hidden * (b.rank + 1) / p.cluster - first;
-    for (int i = b.thread; i < p.rows * columns; i += threads) {
-      const int row = i / columns, column = first + i % columns;
-      float& mine = b.residual[row * p.hidden + column];
-      const float x = mine + (sum_of_jobs(b, before, row, column) + vectors[column]);
-      for (int other = 0; other < p.cluster; ++other) *device::in_block(&mine, other) = x;
+    if (before.heads) {
+      b.meet_grid(item.layer);
+      const int first = p.hidden * b.rank / p.cluster, columns = p.hidden * (b.rank + 1) / p.cluster - first;
+      for (int i = b.thread; i < p.rows * columns; i += threads) {
+        const int row = i / columns, column = first + i % columns;
+        float& mine = b.residual[row * p.hidden + column];
+        const float x = mine + (sum_of_jobs(b, before, row, column) + vectors[column]);
+        for (int other = 0; other < p.cluster; ++other) *device::in_block(&mine, other) = x;
+      }
+      if (!b.meet_cluster()) return false;
+    } else {
+      // By every block for itself: no meeting of the grid has seen to it that the others read the rows before.
+      for (int i = b.thread; i < p.rows * p.hidden; i += threads) b.residual[i] += vectors[i % p.hidden];
+      device::barrier();
     }
-    if (!b.meet_cluster()) return false;
     if (!before.norm_first) {
       for (int row = b.warp; row < p.rows; row += warps) {
         float* x = b.residual + row * p.hidden;
