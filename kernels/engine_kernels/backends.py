@@ -106,7 +106,7 @@ def _no_nvidia_gpu(wanted: Wanted) -> str | None:
     if (reason := no_gpu()) is not None:
         return reason
     if importlib.util.find_spec("engine_kernels._cuda") is None:
-        return f"built without CUDA: {importlib.import_module('engine_kernels._native').without_cuda}"
+        return f"built without CUDA: {importlib.import_module('engine_kernels._native').without_cuda()}"
     torch = importlib.import_module("torch")
     if torch.version.hip is not None or not torch.cuda.is_available():
         return "PyTorch sees no GPU of NVIDIA: this build of it is for another kind, or for none"

@@ -292,7 +292,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("call_counts", &call_counts);
   module.def("linear", &linear, py::arg("x"), py::arg("w"), py::arg("y"));
   module.def("stored_bytes", &cpu::stored_bytes);
-  module.attr("without_cuda") = HEADCOUNT_WITHOUT_CUDA;
+  module.def("without_cuda", [] { return std::string(HEADCOUNT_WITHOUT_CUDA); });
   // The plain metaclass, so that the stub can say what the class is.
   py::class_<NativeModel>(module, "NativeModel", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
       .def(py::init<std::int64_t, int, bool, int>(), py::arg("hidden"), py::arg("dtype"), py::arg("int8"),
