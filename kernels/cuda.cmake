@@ -1,6 +1,7 @@
 # The CUDA kernels twice: by nvcc as headcount_cuda, and by the host's compiler as headcount_cuda_emulated, for tests.
-set(CUDA_KERNELS attention_constants attention_ring attention_rows attention_whole hopper_attend projections
+set(CUDA_KERNELS attention_constants attention_ring attention_rows attention_whole decode hopper_attend projections
   vocabulary)
+set(CUDA_HOST_SOURCES csrc/cuda/decode_pack.cc csrc/cuda/decode_schedule.cc csrc/cuda/decode_validate.cc)
 
 # Why there is no headcount_cuda; empty where it is built.
 set(ENGINE_WITHOUT_CUDA "")
@@ -30,16 +31,16 @@ endif()
 # Machine code for Ampere, which Ada runs, and for Hopper; and PTX that drivers of newer GPUs compile.
 if(NOT ENGINE_WITHOUT_CUDA)
   list(TRANSFORM CUDA_KERNELS REPLACE "(.+)" "csrc/cuda/\\1.cu" OUTPUT_VARIABLE sources)
-  add_library(headcount_cuda STATIC ${sources})
+  add_library(headcount_cuda STATIC ${sources} ${CUDA_HOST_SOURCES})
   set_target_properties(headcount_cuda PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static)
   target_include_directories(headcount_cuda PUBLIC csrc)
-  target_compile_options(headcount_cuda PRIVATE -gencode=arch=compute_80,code=sm_80
-    -gencode=arch=compute_90a,code=sm_90a -gencode=arch=compute_90,code=compute_90)
+  target_compile_options(headcount_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-gencode=arch=compute_80,code=sm_80
+    -gencode=arch=compute_90a,code=sm_90a -gencode=arch=compute_90,code=compute_90>)
 endif()
 
 # Not under a sanitizer: it knows one stack for each thread, and every thread of the GPU has its own.
 if(HEADCOUNT_EMULATED_CUDA AND NOT HEADCOUNT_SANITIZE)
-  add_library(headcount_cuda_emulated STATIC csrc/cuda/emulated/fibers.cc csrc/cuda/emulated/launch.cc)
+  add_library(headcount_cuda_emulated STATIC csrc/cuda/emulated/fibers.cc csrc/cuda/emulated/launch.cc ${CUDA_HOST_SOURCES})
   foreach(name ${CUDA_KERNELS})  # a file each that is C++ to CMake
     set(source ${CMAKE_CURRENT_BINARY_DIR}/emulated/${name}.cc)
     file(CONFIGURE OUTPUT ${source} CONTENT "#include \"cuda/${name}.cu\"\n")

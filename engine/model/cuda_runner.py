@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from engine.errors import BackendUnavailable, Problem
-from engine.model.gpu_runner import GpuRunner
+from engine.model.gpu_rows import Rows
+from engine.model.gpu_runner import GpuLayer, GpuRunner
 from engine.model.plan import Stack
-from engine.model.runner import Folded, Limits, Runner
+from engine.model.runner import Batch, Folded, Limits, Runner, StepResult
 from engine.model.torch_runner import DTYPES
 from engine_kernels.backends import CUDA_DTYPES, emulated
+from engine_kernels.cuda_decode import DecodeLayer, DecodeStep
 from engine_kernels.cuda_ops import CudaKernels
 
 
@@ -24,4 +28,60 @@ def build(stack: Stack, folded: Folded, limits: Limits) -> Runner:
         raise BackendUnavailable(Problem("device", "auto, cuda or cuda:N", repr(name))) from None
     if device.type != ("cpu" if emulated() else "cuda"):
         raise BackendUnavailable(Problem("device", "a GPU, or the CPU under ENGINE_CUDA_EMULATED=1", repr(name)))
-    return GpuRunner(stack, folded, DTYPES[limits.dtype], device, CudaKernels(device))
+    return CudaRunner(stack, folded, DTYPES[limits.dtype], device, CudaKernels(device))
+
+
+class CudaRunner(GpuRunner):
+    """The GPU runner, whose decode steps are one launch where the kernel for whole models runs them."""
+
+    kernels: CudaKernels
+
+    def __init__(self, stack: Stack, folded: Folded, dtype: torch.dtype, device: torch.device, kernels: CudaKernels) -> None:
+        super().__init__(stack, folded, dtype, device, kernels)
+        self._whole: DecodeStep | None = None
+        self._refusal = _refusal(stack)
+        if self._refusal is None:
+            self._whole = DecodeStep(kernels.module, device, stack.hidden, [_decode_layer(layer) for layer in self.layers])
+            self._refusal = self._whole.refusal
+
+    def step(self, batch: Batch) -> StepResult:
+        result = super().step(batch)
+        if self._whole is not None and self._refusal is None:
+            self._whole.check()
+        return result
+
+    def describe(self) -> dict[str, Any]:
+        decode = "one launch for all layers, up to 16 sequences" if self._refusal is None else f"kernels of each layer: {self._refusal}"
+        return {**super().describe(), "decode": decode}
+
+    def _decode_layers(self, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
+        if self._whole is None or not self._whole.fits(len(hidden)):
+            return super()._decode_layers(hidden, rows)
+        self.kernels.calls["decode_step"] += 1
+        self._last_launches = 1
+        rings = [None if kept is None else (kept.keys, kept.values) for kept in self._rings]
+        return self._whole(hidden, rows.slots, rows.positions, rings)
+
+
+def _refusal(stack: Stack) -> str | None:
+    """Why the decode kernel is not for such models at all."""
+    if not stack.causal:
+        return "it is for streams"
+    if any(layer.feed_forward for layer in stack.layers):
+        return "it runs no feed-forward"
+    return None
+
+
+def _decode_layer(layer: GpuLayer) -> DecodeLayer:
+    if layer.plan.attention is None:
+        return DecodeLayer(layer.attention_norm, layer.plan.norm_first, layer.output_bias)
+    return DecodeLayer(
+        layer.attention_norm,
+        layer.plan.norm_first,
+        layer.output_bias,
+        layer.qkv,
+        layer.qkv_bias,
+        layer.output,
+        layer.tables,
+        layer.see,
+    )

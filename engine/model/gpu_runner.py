@@ -33,7 +33,7 @@ class GpuRunner:
         self._slots = Slots()
         self._rings = [Rings(layer.start, layer.capacity) if layer.start else None for layer in self.layers]
         self._last_launches = 0
-        self._decode = DecodeSteps(self._all_layers, stack.hidden, self.open(), device)
+        self._decode = DecodeSteps(self._decode_layers, stack.hidden, self.open(), device)
 
     def open(self) -> int:
         slot = self._slots.open()
@@ -80,6 +80,10 @@ class GpuRunner:
                 give_tap(tapped, index, hidden)
         self._last_launches = self.kernels.calls.total() - before
         return hidden
+
+    def _decode_layers(self, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """The same for one row of each sequence: what a recorded step does."""
+        return self._all_layers(hidden, rows)
 
     def decode_step(self, rows: int) -> Callable[[], None]:
         """One pass of the layers over `rows` rows of a slot that is nobody's, without embedding and vocabulary; for benchmarks."""

@@ -94,3 +94,28 @@ class Attention:
         tile_rows: int,
         stream: int,
     ) -> None: ...
+
+class Decode:
+    def __init__(self, hidden: int, head_dim: int, layers: list[tuple[Any, ...]], cluster: int) -> None: ...
+    def refusal(self, rows: int) -> str: ...
+    def pack(self, layers: list[dict[str, Any]]) -> Any: ...
+    def schedule(self, rows: int) -> tuple[Any, Any, int]: ...
+    def layers(self, rows: int, rings: list[tuple[Any, Any, Any]]) -> Any: ...
+    def run(
+        self,
+        float16: bool,
+        packed: Any,
+        layers: Any,
+        items: Any,
+        begins: Any,
+        hidden: Any,
+        out: Any,
+        slots: Any,
+        positions: Any,
+        outputs: Any,
+        states: Any,
+        meeting: Any,
+        trouble: Any,
+        patience: int,
+        stream: int,
+    ) -> None: ...

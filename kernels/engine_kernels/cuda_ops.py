@@ -19,7 +19,7 @@ class CudaKernels:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.calls: Counter[str] = Counter()
-        self._module = importlib.import_module("engine_kernels._cuda_emulated" if device.type == "cpu" else "engine_kernels._cuda")
+        self.module = importlib.import_module("engine_kernels._cuda_emulated" if device.type == "cpu" else "engine_kernels._cuda")
 
     def project_heads(
         self,
@@ -37,7 +37,7 @@ class CudaKernels:
         scratch = self._rounded(x, weight)
         bias = None if bias is None else bias.reshape(weight.shape[:3])
         self.calls["project_heads"] += 1
-        self._module.project_heads(x, *_norm(norm), weight, bias, query, *rings, slots, positions, scratch, self._stream())
+        self.module.project_heads(x, *_norm(norm), weight, bias, query, *rings, slots, positions, scratch, self._stream())
         return query
 
     def attend(
@@ -55,10 +55,10 @@ class CudaKernels:
         rows, heads, head_dim = query.shape
         at_once = single is None and self._hopper_fits(head_dim, heads, lengths)
         persistent = 0 if tables.persistent_keys is None else tables.persistent_keys.shape[1]
-        splits, pitch = self._module.splits_of(rows, heads, persistent), -(-see.reach // 16) * 16
+        splits, pitch = self.module.splits_of(rows, heads, persistent), -(-see.reach // 16) * 16
         scores = query.new_empty((heads, rows, pitch)) if single is not None and tables.distances is not None else None
         out, stream = torch.empty_like(query), self._stream()
-        attention = self._module.Attention(
+        attention = self.module.Attention(
             query,
             *rings,
             tables.distances,
@@ -86,23 +86,23 @@ class CudaKernels:
             attention.ring(*_of(single), stream)
         if several is not None:
             assert new is not None
-            tile_rows = self._module.hopper_tile_rows() if at_once else self._module.rows_of_a_tile(int(lengths.max()))
+            tile_rows = self.module.hopper_tile_rows() if at_once else self.module.rows_of_a_tile(int(lengths.max()))
             self.calls["hopper_attend" if at_once else "attend_rows"] += 1
             attention.rows(*_of(several), *new, *row_tiles(several, lengths, tile_rows), tile_rows, stream)
         return out
 
     def attend_whole(self, query: torch.Tensor, new: Pair, sequences: Sequences, lengths: np.ndarray) -> torch.Tensor:
         """Every row sees every row of its sequence."""
-        out, tile_rows = torch.empty_like(query), self._module.rows_of_a_tile(int(lengths.max()))
+        out, tile_rows = torch.empty_like(query), self.module.rows_of_a_tile(int(lengths.max()))
         tiles = row_tiles(sequences, lengths, tile_rows)
         self.calls["attend_whole"] += 1
-        self._module.attend_whole(query, *new, sequences.first_rows, sequences.lengths, *tiles, tile_rows, out, self._stream())
+        self.module.attend_whole(query, *new, sequences.first_rows, sequences.lengths, *tiles, tile_rows, out, self._stream())
         return out
 
     def write_rings(self, new: Pair, rings: Pair, source_rows: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor) -> None:
         """New keys and values into rings."""
         self.calls["write_rings"] += 1
-        self._module.write_rings(*new, *rings, source_rows, slots, positions, self._stream())
+        self.module.write_rings(*new, *rings, source_rows, slots, positions, self._stream())
 
     def project(
         self,
@@ -119,14 +119,14 @@ class CudaKernels:
         out = torch.empty((len(x), len(weight)), dtype=dtype, device=x.device)
         scratch = self._rounded(x, weight)
         self.calls["project"] += 1
-        self._module.project(x, *_norm(norm), weight, bias, activation or "none", residual, scratch, out, self._stream())
+        self.module.project(x, *_norm(norm), weight, bias, activation or "none", residual, scratch, out, self._stream())
         return out
 
     def normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """LayerNorm of x."""
         out = torch.empty_like(x)
         self.calls["normalise"] += 1
-        self._module.normalise(x, *_norm(norm), out, self._stream())
+        self.module.normalise(x, *_norm(norm), out, self._stream())
         return out
 
     def score_words(
@@ -137,11 +137,11 @@ class CudaKernels:
         if x.dtype == torch.float32:
             scratch = torch.empty(x.shape, dtype=weight.dtype, device=x.device)
             self.calls["round"] += len(x) > 0
-        rows, parts = len(x), self._module.word_parts(len(x), len(weight))
+        rows, parts = len(x), self.module.word_parts(len(x), len(weight))
         states, everything, logit = (x.new_empty(shape, dtype=torch.float32) for shape in ((3, parts, rows), (rows,), (rows,)))
         if rows:
             self.calls.update(score_parts=1, join_parts=1)
-        self._module.score_words(x, weight, bias, targets, scratch, states, everything, logit, self._stream())
+        self.module.score_words(x, weight, bias, targets, scratch, states, everything, logit, self._stream())
         return everything, logit
 
     def describe(self) -> dict[str, Any]:
@@ -153,12 +153,12 @@ class CudaKernels:
 
     def _hopper_fits(self, head_dim: int, heads: int, lengths: np.ndarray) -> bool:
         """Whether one kernel serves sequences of these lengths; where it also pays."""
-        tiles = int((-(-lengths // self._module.hopper_tile_rows())).sum())
-        return bool(self._module.hopper_fits(head_dim, heads, tiles))
+        tiles = int((-(-lengths // self.module.hopper_tile_rows())).sum())
+        return bool(self.module.hopper_fits(head_dim, heads, tiles))
 
     def _rounded(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
         """Room for rows in the weight's dtype, where many rows are rounded before they are multiplied."""
-        if x.dtype != torch.float32 or not self._module.rounds_first(len(x)):
+        if x.dtype != torch.float32 or not self.module.rounds_first(len(x)):
             return None
         self.calls["round"] += 1
         return torch.empty(x.shape, dtype=weight.dtype, device=x.device)

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bindings/cuda_attention.h"
+#include "bindings/cuda_decode.h"
 #include "bindings/device_call.h"
 #include "bindings/kernel_error.h"
 #include "cuda/projections.h"
@@ -20,6 +21,7 @@ namespace {
 
 using headcount::check;
 using headcount::CudaAttention;
+using headcount::CudaDecode;
 using headcount::DeviceCall;
 using headcount::Holds;
 using headcount::PythonArray;
@@ -247,6 +249,17 @@ PYBIND11_MODULE(HEADCOUNT_CUDA_MODULE, module) {
       .def("rows", &CudaAttention::rows, py::arg("first_rows"), py::arg("lengths"), py::arg("slots"),
            py::arg("offsets"), py::arg("positions"), py::arg("new_keys"), py::arg("new_values"),
            py::arg("tile_sequence"), py::arg("tile_row"), py::arg("tile_rows"), py::arg("stream"));
+  py::class_<CudaDecode>(module, "Decode", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
+      .def(py::init<int, int, const std::vector<CudaDecode::LayerNumbers>&, int>(), py::arg("hidden"),
+           py::arg("head_dim"), py::arg("layers"), py::arg("cluster"))
+      .def("refusal", &CudaDecode::refusal, py::arg("rows"))
+      .def("pack", &CudaDecode::pack, py::arg("layers"))
+      .def("schedule", &CudaDecode::schedule, py::arg("rows"))
+      .def("layers", &CudaDecode::layers, py::arg("rows"), py::arg("rings"))
+      .def("run", &CudaDecode::run, py::arg("float16"), py::arg("packed"), py::arg("layers"), py::arg("items"),
+           py::arg("begins"), py::arg("hidden"), py::arg("out"), py::arg("slots"), py::arg("positions"),
+           py::arg("outputs"), py::arg("states"), py::arg("meeting"), py::arg("trouble"), py::arg("patience"),
+           py::arg("stream"));
 #ifdef HEADCOUNT_CUDA_EMULATED
   module.def("set_order", [](unsigned order) { emulated_order = order; }, py::arg("order"));
 #endif

@@ -1,5 +1,7 @@
-// What sm_90 has beyond device.h: barriers in shared memory that count bytes, and copies in bulk that arrive at them.
-// PTX ISA 9.7.13.15 (mbarrier), 9.7.9.25 (cp.async.bulk).
+// What sm_90 has beyond device.h: barriers in shared memory that count bytes, copies in bulk that arrive at them, and
+// clusters of blocks that see each other's shared memory; and what a grid needs to meet without hanging.
+// PTX ISA 9.7.13.15 (mbarrier), 9.7.9.25 (cp.async.bulk), 9.7.13.4 (barrier.cluster), 9.7.9.22 (mapa), 8 (memory
+// model).
 #pragma once
 
 #include "cuda/device.h"
@@ -58,6 +60,48 @@ DEVICE void copy_bulk(void* target, const void* source, uint32_t bytes, Mbarrier
 
 // Ordinary stores to shared memory before, the copy engine's or the matrix units' reads after; then a barrier.
 DEVICE void fence_stores_for_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// ---- clusters
+
+// This block's number in its cluster.
+DEVICE int cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+// All threads of the cluster's blocks; what was written before, also into each other's shared memory, is seen after.
+DEVICE void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// What stands at `pointer` of shared memory in block `rank` of the cluster.
+template <typename T>
+DEVICE T* in_block(T* pointer, int rank) {
+  T* there;
+  asm volatile("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(pointer), "r"(rank));
+  return there;
+}
+
+// ---- the grid
+
+// Adds; what this thread saw or wrote before is seen by who finds the sum with load_acquire. Returns what was there.
+DEVICE uint32_t add_release(uint32_t* sum, uint32_t value) {
+  uint32_t before;
+  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(sum), "r"(value) : "memory");
+  return before;
+}
+DEVICE uint32_t load_acquire(const uint32_t* sum) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(sum) : "memory");
+  return value;
+}
+// Puts `next` where 0 stands; whether it did.
+DEVICE bool replace_zero(uint32_t* target, uint32_t next) { return atomicCAS(target, 0u, next) == 0; }
+// Time that passes for all blocks.
+DEVICE uint64_t nanoseconds() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now)::"memory");
+  return now;
+}
 
 }  // namespace device
 #endif

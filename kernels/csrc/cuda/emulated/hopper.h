@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 
 #include "cuda/emulated/device.h"
 
@@ -62,6 +63,31 @@ inline void copy_bulk(void* target, const void* source, uint32_t bytes, Mbarrier
 inline void fence_stores_for_async() {
   for (const size_t piece : emulated::current->unfenced) emulated::current->block->unfenced[piece] = false;
   emulated::current->unfenced.clear();
+}
+
+inline int cluster_rank() { return emulated::current->block->rank; }
+inline void cluster_barrier() {
+  const emulated::Block& block = *emulated::current->block;
+  const int threads = block.all.size;
+  emulated::meet(block.cluster->all, block.rank * threads + emulated::current->number, nullptr, nullptr);
+}
+template <typename T>
+T* in_block(T* pointer, int rank) {
+  expect_shared(pointer, sizeof(T), alignof(T));
+  const emulated::Block& block = *emulated::current->block;
+  const auto offset = reinterpret_cast<const unsigned char*>(pointer) - block.shared;
+  return reinterpret_cast<T*>(block.cluster->blocks.at(rank)->shared + offset);
+}
+
+inline uint32_t add_release(uint32_t* sum, uint32_t value) { return std::exchange(*sum, *sum + value); }
+inline uint32_t load_acquire(const uint32_t* sum) { return *sum; }
+inline bool replace_zero(uint32_t* target, uint32_t next) { return *target == 0 && (*target = next, true); }
+// A nanosecond passes whenever somebody asks, and the others get on.
+inline uint64_t nanoseconds() {
+  static uint64_t now = 0;
+  emulated::clock_was_read = true;
+  emulated::yield(false);
+  return ++now;
 }
 
 }  // namespace device
