@@ -276,6 +276,20 @@ def gpu(
         raise EngineError(["gates did not pass, and what they guard has no figure:", *found.failed])
 
 
+@app.command()
+def sanitize(
+    out: Annotated[Path, typer.Option("--out", help="Folder of memcheck.txt and racecheck.txt.")],
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="The most each tool may take.")] = 30,
+) -> None:
+    """The Triton kernels' tests on a GPU under compute-sanitizer: memory out of bounds, races in shared memory."""
+    from bench.gpu.sanitize import TOOLS
+    from bench.gpu.sanitize import sanitize as run_tools
+
+    if found := run_tools(out, 60 * minutes):
+        raise EngineError(["compute-sanitizer is not content:", *found])
+    print(f"{' and '.join(TOOLS)} found nothing: {out}")
+
+
 app.command()(startup)
 
 

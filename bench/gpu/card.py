@@ -1,9 +1,10 @@
-"""What the card itself can do: bytes copied, multiplications, and what a node of a graph costs."""
+"""What the card itself can do: bytes copied, multiplications, and what a node of a graph and a barrier cost."""
 
 from __future__ import annotations
 
 import torch
 
+from bench.gpu import barrier
 from bench.gpu.figures import Run
 from engine_kernels.gpu_ops import Norm
 from engine_kernels.triton_ops.projections import normalise
@@ -15,6 +16,7 @@ def measure(run: Run) -> None:
     run.attempt("copy bandwidth", lambda: _copy(run))
     run.attempt("matmul peak", lambda: _matmul(run))
     run.attempt("cost of a graph node", lambda: _graph_node(run))
+    run.attempt("cost of a grid barrier", lambda: barrier.measure(run))
 
 
 def _copy(run: Run) -> None:

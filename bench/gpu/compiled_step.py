@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import torch
 
 from bench.gpu.figures import Run, host
@@ -11,6 +13,7 @@ from engine.model.runner import Runner
 from engine.model.torch_runner import TorchLayer, TorchRunner
 from engine_kernels import reference
 
+COMPILES = 60.0  # seconds that are kept for a compilation
 Step = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -24,11 +27,15 @@ def measure(run: Run, runner: Runner, heads: int, batch: int) -> None:
         return
     wanted = host(eager(hidden))
     for mode in ("reduce-overhead", "max-autotune"):
-        compiled = torch.compile(step_of(runner, batch), mode=mode, dynamic=False)
         name = f"torch.compile, {mode}, {heads} heads, batch {batch}"
-        gate = run.gate(name, host(compiled(hidden)), wanted, wanted)  # both in one dtype: agreement with the eager form
-        if gate is not None:
-            run.add("decode", name, **run.seconds(lambda: compiled(hidden)), gate=gate)  # noqa: B023 - called before the next turn
+        run.postpone(f"decode, {name}", partial(_compiled, run, name, mode, step_of(runner, batch), hidden, wanted), COMPILES)
+
+
+def _compiled(run: Run, name: str, mode: str, step: Step, hidden: torch.Tensor, wanted: np.ndarray) -> None:
+    compiled = torch.compile(step, mode=mode, dynamic=False)
+    gate = run.gate(name, host(compiled(hidden)), wanted, wanted)  # both in one dtype: agreement with the eager form
+    if gate is not None:
+        run.add("decode", name, **run.seconds(lambda: compiled(hidden)), gate=gate)
 
 
 def step_of(runner: TorchRunner, batch: int) -> Step:

@@ -47,6 +47,7 @@ class Run:
     deadline: float  # of time.monotonic()
     figures: list[dict[str, Any]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    postponed: list[tuple[str, Callable[[], None], float]] = field(default_factory=list)  # what compiles for long: name, work, seconds
     failed: list[str] = field(default_factory=list)
 
     @property
@@ -70,9 +71,13 @@ class Run:
         self.failed.append(f"{name}: {found:.3e} from float64, allowed {limit:.3e}")
         return None
 
-    def attempt(self, name: str, work: Callable[[], None]) -> None:
-        """A part of the run: what stops it is noted as missing, and the rest goes on; nothing starts after the deadline."""
-        if time.monotonic() > self.deadline:
+    def postpone(self, name: str, work: Callable[[], None], takes: float) -> None:
+        """A part for the end of the run, if then there are about as many seconds left as it takes."""
+        self.postponed.append((name, work, takes))
+
+    def attempt(self, name: str, work: Callable[[], None], takes: float = 0.0) -> None:
+        """A part of the run: what stops it is noted as missing, and the rest goes on; nothing starts that would end after the deadline."""
+        if time.monotonic() + takes > self.deadline:
             self.missing.append(f"{name}: no time was left")
             return
         try:

@@ -58,14 +58,15 @@ def _torch(run: Run, checkpoint: Checkpoint, dtype: str) -> Runner:
 
 
 def _decode(run: Run, runner: GpuRunner, heads: int, batch: int, gate: dict[str, float]) -> None:
-    """One replay of the layers' graph; the floor is the bytes it must read over the copy bandwidth of this card."""
+    """One replay of the layers' graph; the floor is the seconds this card copies for to move the bytes the step must read."""
     took = run.seconds(runner.decode_step(batch))
     read = runner.bytes_of_a_step(batch)
     bandwidth = (run.figure("card", "copy") or {}).get("bytes_per_second")
     floor = None if bandwidth is None else read / bandwidth
     launches = runner.describe()["launches_of_last_step"]
     of_floor = None if floor is None else floor / took["seconds"]
-    run.add("decode", f"triton, {heads} heads, batch {batch}", **took, bytes=read, of_floor=of_floor, launches=launches, gate=gate)
+    numbers = {"bytes": read, "floor": floor, "of_floor": of_floor, "launches": launches}
+    run.add("decode", f"triton, {heads} heads, batch {batch}", **took, **numbers, gate=gate)
 
 
 def _token(run: Run, name: str, runner: Runner, heads: int, vocab: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import triton
 
-from bench.gpu import attention, card, models
+from bench.gpu import attention, card, models, relative
 from bench.gpu.figures import Run, begin
 from bench.rows import provenance
 from engine.errors import EngineError
@@ -18,9 +18,11 @@ from engine.errors import EngineError
 def measure(*, interpret: bool, tiny: bool, dtype: str, minutes: float) -> Run:
     """Everything, the card first; raises EngineError without a GPU."""
     run = begin(interpret=interpret, tiny=tiny, dtype=dtype, minutes=minutes)
-    for section in (card, models, attention):
+    for section in (card, models, attention, relative):
         section.measure(run)
-    run.missing.append("barrier of a grid, whole-model kernel, CUDA C++ kernels: not built")
+    for part in run.postponed:
+        run.attempt(*part)
+    run.missing.append("whole-model kernel, CUDA C++ kernels: not measured here")
     return run
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import BackendUnavailable, EngineError, Problem
+from engine.model.fold import tied
 from engine.model.plan import ClusterPlan, LayerPlan, Stack
 from engine.model.runner import Arrays, Batch, Folded, Limits, NextToken, Runner, StepResult, position_rows
 from engine.model.slots import Slots
@@ -44,7 +45,7 @@ class CpuRunner:
             self._model.set_ends(_ends(stack), ends)
             self._model.set_vocabulary(
                 [_cluster(cluster, tied=False) for cluster in stack.inputs],
-                [_cluster(cluster, tied=_tied(stack, folded, index)) for index, cluster in enumerate(stack.outputs)],
+                [_cluster(cluster, tied=tied(stack, folded, index)) for index, cluster in enumerate(stack.outputs)],
                 vocabulary,
                 clusters_read_hidden=stack.clusters_read_hidden,
                 final_norm_eps=stack.final_norm_eps,
@@ -230,14 +231,3 @@ def _named(plan: LayerPlan, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarr
 
 def _cluster(plan: ClusterPlan, *, tied: bool) -> native.ClusterShape:
     return native.ClusterShape(plan.start, plan.size, plan.width, plan.entry, plan.projected, tied)
-
-
-def _tied(stack: Stack, folded: Folded, output: int) -> bool:
-    """Whether an output cluster's rows are the embedding's own memory, as runner.Folded has them where they are tied."""
-    cluster, rows = stack.outputs[output], folded.model[f"head.{output}"]
-    for index, source in enumerate(stack.inputs):
-        first = cluster.start - source.start
-        if first >= 0 and cluster.start + cluster.size <= source.start + source.size and source.width == cluster.width:
-            own = folded.model[f"embedding.{index}"][first : first + cluster.size]
-            return bool(own.__array_interface__["data"][0] == rows.__array_interface__["data"][0])
-    return False

@@ -8,6 +8,7 @@ from typing import overload
 import numpy as np
 
 from engine.checkpoint import Checkpoint, Weights
+from engine.model.plan import Stack
 from engine.model.runner import Arrays, Folded
 from engine.spec import AttentionSpec, LayerSpec, ModelSpec, SharedTable, Sinusoid, Table, Vocabulary
 from engine_kernels import native
@@ -17,6 +18,17 @@ def fold(checkpoint: Checkpoint) -> Folded:
     """The weights a backend starts from; see runner.Folded for names and products."""
     spec, weights = checkpoint.spec, checkpoint.weights
     return Folded(model=_model(spec, weights), layers=_Layers(spec, weights), embedding_scale=spec.embedding.scale)
+
+
+def tied(stack: Stack, folded: Folded, output: int) -> bool:
+    """Whether an output cluster's rows are the embedding's own memory, as runner.Folded has them where they are tied."""
+    cluster, rows = stack.outputs[output], folded.model[f"head.{output}"]
+    for index, source in enumerate(stack.inputs):
+        first = cluster.start - source.start
+        if first >= 0 and cluster.start + cluster.size <= source.start + source.size and source.width == cluster.width:
+            own = folded.model[f"embedding.{index}"][first : first + cluster.size]
+            return bool(own.__array_interface__["data"][0] == rows.__array_interface__["data"][0])
+    return False
 
 
 class _Layers(Sequence[Arrays]):

@@ -11,7 +11,7 @@ from engine.model.gpu_rows import Rows
 from engine_kernels.gpu_ops import Sequences
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # beyond, multiples of the last
-Layers = Callable[[torch.Tensor, Rows], torch.Tensor]  # hidden [rows, hidden] through all layers
+Work = Callable[[torch.Tensor, Rows], tuple[torch.Tensor, ...]]  # hidden [rows, hidden] → results [rows, ..]
 
 
 def bucket(rows: int) -> int:
@@ -22,15 +22,15 @@ def bucket(rows: int) -> int:
 class DecodeSteps:
     """Steps in which every sequence brings one row. Rows that only fill a bucket belong to the spare slot, whose ring is nobody's."""
 
-    def __init__(self, layers: Layers, hidden: int, spare: int, device: torch.device) -> None:
-        self._layers = layers
+    def __init__(self, work: Work, hidden: int, spare: int, device: torch.device) -> None:
+        self._work = work
         self._hidden = hidden
         self._spare = spare
         self._device = device
         self._steps: dict[int, _Step] = {}
 
-    def __call__(self, hidden: torch.Tensor, slots: np.ndarray, positions: np.ndarray) -> torch.Tensor:
-        """hidden [rows, hidden] float32 of sequences in slots at positions [rows] → the same after all layers."""
+    def __call__(self, hidden: torch.Tensor, slots: np.ndarray, positions: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """The work on hidden [rows, hidden] float32 of sequences in slots at positions [rows]."""
         return self._step(len(hidden))(hidden, slots, positions)
 
     def replay(self, rows: int) -> Callable[[], None]:
@@ -43,7 +43,7 @@ class DecodeSteps:
     def _step(self, rows: int) -> _Step:
         size = bucket(rows)
         if size not in self._steps:
-            self._steps[size] = _Step(self._layers, size, self._hidden, self._spare, self._device)
+            self._steps[size] = _Step(self._work, size, self._hidden, self._spare, self._device)
         return self._steps[size]
 
     def forget(self) -> None:
@@ -54,8 +54,8 @@ class DecodeSteps:
 class _Step:
     """The buffers of one bucket, and on a GPU the graph that reads and writes them."""
 
-    def __init__(self, layers: Layers, size: int, hidden: int, spare: int, device: torch.device) -> None:
-        self._layers = layers
+    def __init__(self, work: Work, size: int, hidden: int, spare: int, device: torch.device) -> None:
+        self._work = work
         self._spare = spare
         self._hidden = torch.zeros((size, hidden), device=device)
         self._places = torch.zeros((2, size), dtype=torch.int64, device=device)  # slots, positions
@@ -69,19 +69,19 @@ class _Step:
         if device.type == "cuda":
             self._capture()
 
-    def __call__(self, hidden: torch.Tensor, slots: np.ndarray, positions: np.ndarray) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, slots: np.ndarray, positions: np.ndarray) -> tuple[torch.Tensor, ...]:
         places = np.zeros(self._places.shape, np.int64)
         places[0] = self._spare
         places[:, : len(slots)] = slots, positions
         self._places.copy_(torch.from_numpy(places))
         self._hidden[: len(hidden)] = hidden
         self.run()
-        return self._out[: len(hidden)].clone()  # the next replay writes over it
+        return tuple(result[: len(hidden)].clone() for result in self._results)  # the next replay writes over them
 
     def run(self) -> None:
-        """The layers over what the buffers hold."""
+        """The work on what the buffers hold."""
         if self._graph is None:
-            self._out = self._layers(self._hidden, self._rows)
+            self._results = self._work(self._hidden, self._rows)
         else:
             self._graph.replay()
 
@@ -90,8 +90,8 @@ class _Step:
         aside: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
-            self._layers(self._hidden, self._rows)
+            self._work(self._hidden, self._rows)
         torch.cuda.current_stream().wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._out = self._layers(self._hidden, self._rows)
+            self._results = self._work(self._hidden, self._rows)

@@ -11,29 +11,41 @@ import torch
 from engine.model.gpu_graphs import DecodeSteps
 from engine.model.gpu_rows import Rows
 from engine.model.gpu_vocabulary import GpuVocabulary
+from engine.model.gpu_weights import Storage, stacked, tables_in
 from engine.model.plan import LayerPlan, Stack
 from engine.model.runner import Batch, Folded, StepResult, position_rows
 from engine.model.slots import Slots
 from engine.model.torch_cache import Groups, Rings, Start
-from engine.model.torch_runner import give_tap, start_of, tables_of, tensors_of, visibility
-from engine_kernels.gpu_ops import GpuKernels, Norm
+from engine.model.torch_runner import give_tap, start_of, tables_of, visibility
+from engine.model.torch_vocabulary import TorchNextToken
+from engine_kernels.gpu_ops import GpuKernels, Matrix, Norm
 
 
 class GpuRunner:
-    """Runner over kernels: weights, keys and values in one dtype, the residual stream in float32."""
+    """Runner over kernels: keys, values and weights in one dtype, or matrices in int8; the residual stream in float32."""
 
-    def __init__(self, stack: Stack, folded: Folded, dtype: torch.dtype, device: torch.device, kernels: GpuKernels) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        folded: Folded,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernels: GpuKernels,
+        quantization: str | None = None,
+    ) -> None:
         self.stack = stack
         self.device = device
         self.kernels = kernels
+        self._storage = Storage(dtype, device, quantization)
         self.layers = [
-            GpuLayer(plan, tensors_of(arrays, dtype, device), kernels) for plan, arrays in zip(stack.layers, folded.layers, strict=True)
+            GpuLayer(plan, *self._storage.layer(arrays), kernels) for plan, arrays in zip(stack.layers, folded.layers, strict=True)
         ]
-        self.vocabulary = GpuVocabulary(stack, tensors_of(folded.model, dtype, device), folded.embedding_scale, kernels)
+        self.vocabulary = GpuVocabulary(stack, *self._storage.vocabulary(stack, folded), folded.embedding_scale, kernels)
         self._slots = Slots()
         self._rings = [Rings(layer.start, layer.capacity) if layer.start else None for layer in self.layers]
         self._last_launches = 0
-        self._decode = DecodeSteps(self._decode_layers, stack.hidden, self.open(), device)
+        spare = self.open()
+        self._decode, self._next = (DecodeSteps(work, stack.hidden, spare, device) for work in (self._layers_alone, self._to_next_token))
 
     def open(self) -> int:
         slot = self._slots.open()
@@ -43,6 +55,7 @@ class GpuRunner:
                 rings.grow(self._slots.capacity)
                 if rings.keys is not keys and slot:
                     self._decode.forget()
+                    self._next.forget()
                 rings.restart(slot)
         return slot
 
@@ -61,7 +74,9 @@ class GpuRunner:
                 self._slots.advance(batch)
             hidden = self.vocabulary.embed(batch.ids, position_rows(batch, self.stack.embedding), batch.token_types)  # [rows, hidden]
             if self.stack.causal and batch.tap is None and len(batch.ids) == len(batch.slots):
-                hidden = self._decode(hidden, batch.slots, batch.starts)
+                if batch.want == "next":
+                    return StepResult(next=TorchNextToken(self.vocabulary, *self._next(hidden, batch.slots, batch.starts)))
+                (hidden,) = self._decode(hidden, batch.slots, batch.starts)
             else:
                 give_tap(batch, -1, hidden)
                 hidden = self._all_layers(hidden, Rows.of(batch, self.device, causal=self.stack.causal), batch)
@@ -85,6 +100,14 @@ class GpuRunner:
         """The same for one row of each sequence: what a recorded step does."""
         return self._all_layers(hidden, rows)
 
+    def _layers_alone(self, hidden: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, ...]:
+        return (self._decode_layers(hidden, rows),)
+
+    def _to_next_token(self, hidden: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, ...]:
+        """What TorchNextToken is made of: the last hidden states and the log-probabilities of the first cluster and the tails' entries."""
+        hidden = self.vocabulary.finish(self._decode_layers(hidden, rows))
+        return hidden, self.vocabulary.head_log_probs(hidden)
+
     def decode_step(self, rows: int) -> Callable[[], None]:
         """One pass of the layers over `rows` rows of a slot that is nobody's, without embedding and vocabulary; for benchmarks."""
         return self._decode.replay(rows)
@@ -92,12 +115,13 @@ class GpuRunner:
     def bytes_of_a_step(self, rows: int) -> int:
         """What the layers' kernels cannot but read for one row of each of `rows` sequences: weights once, rings once each."""
         weights = sum(layer.weight_bytes for layer in self.layers)
-        rings = sum(2 * layer.qkv[0, :, :, 0].numel() * layer.see.reach * layer.qkv.element_size() for layer in self.layers if layer.start)
-        return weights + rows * rings
+        return weights + rows * sum(layer.bytes_of_a_ring for layer in self.layers)
 
     def describe(self) -> dict[str, Any]:
         return {
             **self.kernels.describe(),
+            **self._storage.describe(),
+            "weight_bytes": sum(layer.weight_bytes for layer in self.layers) + self.vocabulary.weight_bytes,
             "launches": dict(self.kernels.calls),
             "launches_of_last_step": self._last_launches,  # on a GPU, of the graph that was recorded last
         }
@@ -106,10 +130,12 @@ class GpuRunner:
 class GpuLayer:
     """One layer: attention and an optional feed-forward, norms and residuals inside their kernels."""
 
-    def __init__(self, plan: LayerPlan, weights: dict[str, torch.Tensor], kernels: GpuKernels) -> None:
+    def __init__(self, plan: LayerPlan, weights: dict[str, torch.Tensor], matrices: dict[str, Matrix], kernels: GpuKernels) -> None:
+        """weights and matrices as Storage.layer has them."""
         self.plan = plan
         self.kernels = kernels
-        self.weight_bytes = sum(tensor.nbytes for tensor in weights.values())
+        self.weight_bytes = sum(matrix.nbytes for matrix in matrices.values())
+        self.bytes_of_a_ring = 0  # keys and values of one sequence that a step reads
         self.start: Start | None = None  # a layer without heads keeps nothing, nor does a bidirectional one
         self.output_bias = weights.get("attention.output_bias")
         self.attention_norm = Norm(weights["attention_norm"], weights["attention_norm_bias"], plan.norm_eps)
@@ -117,15 +143,17 @@ class GpuLayer:
             start = start_of(plan.attention, weights)
             self.start = start if isinstance(start, Start) else None
             self.see = visibility(plan.attention)
-            self.tables = tables_of(plan.attention, weights)
+            if self.start is not None:
+                self.bytes_of_a_ring = 2 * self.start.zero_key.nbytes * self.see.reach
+            self.tables = tables_in(tables_of(plan.attention, weights), matrices)
             self.capacity = self.see.reach + self.see.first  # a row's own key never displaces one it sees
-            self.qkv = _stacked([weights[f"attention.{name}"] for name in ("query", "key", "value")], plan.attention.heads)
+            self.qkv = stacked([matrices[f"attention.{name}"] for name in ("query", "key", "value")], plan.attention.heads)
             biases = [weights.get(f"attention.{name}_bias") for name in ("query", "key", "value")]
             self.qkv_bias = None if biases[0] is None else torch.stack([bias for bias in biases if bias is not None])
-            self.output = weights["attention.output"]
+            self.output = matrices["attention.output"]
         if plan.feed_forward:
             self.feed_forward_norm = Norm(weights["feed_forward_norm"], weights["feed_forward_norm_bias"], plan.norm_eps)
-            self.up, self.down = weights["feed_forward.up"], weights["feed_forward.down"]
+            self.up, self.down = matrices["feed_forward.up"], matrices["feed_forward.down"]
             self.up_bias, self.down_bias = weights.get("feed_forward.up_bias"), weights.get("feed_forward.down_bias")
 
     def __call__(self, hidden: torch.Tensor, rows: Rows, rings: Rings | None) -> torch.Tensor:
@@ -173,9 +201,4 @@ class GpuLayer:
     def _packed(self, rows: int) -> torch.Tensor:
         """Keys or values of new rows as rings of capacity 1, [rows, H, 1, D]."""
         _, heads, head_dim, _ = self.qkv.shape
-        return self.qkv.new_empty((rows, heads, 1, head_dim))
-
-
-def _stacked(weights: list[torch.Tensor], heads: int) -> torch.Tensor:
-    """[H · D, hidden] each → [3, H, D, hidden]."""
-    return torch.stack([weight.reshape(heads, -1, weight.shape[1]) for weight in weights])
+        return torch.empty((rows, heads, 1, head_dim), dtype=self.qkv.dtype, device=self.attention_norm.gain.device)

@@ -1,4 +1,4 @@
-"""Embedding and vocabulary of the GPU backends: the `torch` backend's, but scores of given tokens never have logits in memory."""
+"""Embedding and vocabulary of the GPU backends: the `torch` backend's over GpuKernels; scores of given tokens have no logits in memory."""
 
 from __future__ import annotations
 
@@ -9,17 +9,25 @@ from engine.model.plan import Stack
 from engine.model.runner import Batch, StepResult
 from engine.model.torch_cache import Groups
 from engine.model.torch_vocabulary import TorchVocabulary
-from engine_kernels.gpu_ops import GpuKernels
+from engine_kernels.gpu_ops import GpuKernels, Matrix, Norm
 
 
 class GpuVocabulary(TorchVocabulary):
     """The model's tensors outside the layers."""
 
-    def __init__(self, stack: Stack, weights: dict[str, torch.Tensor], embedding_scale: float, kernels: GpuKernels) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        weights: dict[str, torch.Tensor],
+        matrices: dict[str, Matrix],
+        embedding_scale: float,
+        kernels: GpuKernels,
+    ) -> None:
+        """weights and matrices as Storage.vocabulary has them."""
         super().__init__(stack, weights, embedding_scale)
+        self._matrices = matrices
+        self.weight_bytes = sum(held.nbytes for held in (*weights.values(), *matrices.values()))
         self._kernels = kernels
-        names = [f"head.{index}.projection" for index in range(len(stack.outputs))]
-        self._projections = [weights[name].T.contiguous() if name in weights else None for name in names]  # [width, hidden]
 
     def _rows(self, tokens: np.ndarray) -> torch.Tensor:
         """[rows, hidden] float32; the host sorts tokens [rows] into clusters, so that nothing waits for the device."""
@@ -31,9 +39,16 @@ class GpuVocabulary(TorchVocabulary):
                 continue
             rows = self.weights[f"embedding.{index}"][torch.from_numpy(tokens[inside] - cluster.start).to(device)]
             if cluster.projected:
-                rows = self._kernels.project(rows, self.weights[f"embedding.{index}.projection"])
+                rows = self._kernels.project(rows, self._matrices[f"embedding.{index}.projection"])
             hidden[torch.from_numpy(inside).to(device)] = rows.float() * self.embedding_scale
         return hidden
+
+    def finish(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The final norm, where the model has one."""
+        eps = self.stack.final_norm_eps
+        if eps is None:
+            return hidden
+        return self._kernels.normalise(hidden, Norm(self.weights["final_norm"], self.weights["final_norm_bias"], eps))
 
     def result(self, hidden: torch.Tensor, batch: Batch, groups: Groups) -> StepResult:
         """What the batch wants of the hidden rows [rows, hidden]."""
@@ -47,19 +62,19 @@ class GpuVocabulary(TorchVocabulary):
     def _nll(self, hidden: torch.Tensor, targets: np.ndarray) -> torch.Tensor:
         """[rows]: -log p(target); a tail is computed only for the rows whose target is in it."""
         size = self.stack.outputs[0].size
-        first = self._narrowed(hidden, 0)
+        first = self._projected(hidden, 0)
         everything, logit = self._words(first, 0, np.where(targets < size, targets, -1))
         tails = [np.flatnonzero((targets >= c.start) & (targets < c.start + c.size)) for c in self.stack.outputs[1:]]
-        if "head.clusters" in self.weights:
+        if tails:
             source = hidden if self.stack.clusters_read_hidden else first
-            entries = self._kernels.project(source, self.weights["head.clusters"], self.weights.get("head.clusters_bias"))  # [rows, tails]
+            entries = self._linear(source, "head.clusters", "head.clusters_bias")  # [rows, tails]
             everything = torch.logaddexp(everything, torch.logsumexp(entries, dim=1))
         nll = everything - logit
         for cluster, (plan, inside) in enumerate(zip(self.stack.outputs[1:], tails, strict=True), start=1):
             if not len(inside):
                 continue
             rows = torch.from_numpy(inside).to(hidden.device)
-            everything, logit = self._words(self._narrowed(hidden[rows], cluster), cluster, targets[inside] - plan.start)
+            everything, logit = self._words(self._projected(hidden[rows], cluster), cluster, targets[inside] - plan.start)
             nll[rows] += everything - logit - entries[rows, plan.entry - size]
         return nll
 
@@ -67,9 +82,14 @@ class GpuVocabulary(TorchVocabulary):
         """log Σ exp of a cluster's logits and the target's [rows]."""
         bias = self.weights.get(f"head.{cluster}.bias")
         wanted = torch.from_numpy(targets.astype(np.int64)).to(x.device)
-        return self._kernels.score_words(x, self.weights[f"head.{cluster}"], bias, wanted)
+        return self._kernels.score_words(x, self._matrices[f"head.{cluster}"], bias, wanted)
 
-    def _narrowed(self, hidden: torch.Tensor, cluster: int) -> torch.Tensor:
+    def _linear(self, x: torch.Tensor, weight: str, bias: str) -> torch.Tensor:
+        matrix = self._matrices.get(weight, self.weights.get(weight))
+        assert matrix is not None
+        return self._kernels.project(x.contiguous(), matrix, self.weights.get(bias))
+
+    def _projected(self, hidden: torch.Tensor, cluster: int) -> torch.Tensor:
         """hidden [rows, hidden] in the width of a cluster."""
-        projection = self._projections[cluster]
+        projection = self._matrices.get(f"head.{cluster}.projection")
         return hidden if projection is None else self._kernels.project(hidden.contiguous(), projection)

@@ -66,7 +66,8 @@ class TorchVocabulary:
         if batch.want == "log_probs":
             return StepResult(log_probs=_host(self.log_probs(hidden)))
         if batch.want == "next":
-            return StepResult(next=TorchNextToken(self, hidden[groups.last_rows]))
+            last = hidden[groups.last_rows]
+            return StepResult(next=TorchNextToken(self, last, self.head_log_probs(last)))
         assert batch.targets is not None
         targets = torch.from_numpy(batch.targets).to(hidden.device)
         parts = [
@@ -77,34 +78,32 @@ class TorchVocabulary:
     def logits(self, hidden: torch.Tensor, first_rows: torch.Tensor) -> torch.Tensor:
         """Of labels [rows, labels], pooled [sequences, labels]; of the vocabulary [rows, vocab]."""
         if self.stack.labels is None:
-            return reference.linear(self._projected(self._transformed(hidden), 0), self.weights["head.0"], self.weights.get("head.0.bias"))
+            return self._linear(self._projected(self._transformed(hidden), 0), "head.0", "head.0.bias")
         if self.stack.labels.pooled:
             hidden = hidden[first_rows]
         if self.pooler is not None:
-            hidden = self.pooler(reference.linear(hidden, self.weights["head.pooler"], self.weights["head.pooler_bias"]))
-        return reference.linear(hidden, self.weights["head.labels"], self.weights["head.labels_bias"])
+            hidden = self.pooler(self._linear(hidden, "head.pooler", "head.pooler_bias"))
+        return self._linear(hidden, "head.labels", "head.labels_bias")
 
     def _transformed(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.transform is None:
             return hidden
-        hidden = self.transform(reference.linear(hidden, self.weights["head.transform"], self.weights["head.transform_bias"]))
+        hidden = self.transform(self._linear(hidden, "head.transform", "head.transform_bias"))
         gain, bias = self.weights["head.transform_norm"], self.weights["head.transform_norm_bias"]
         return reference.layer_norm(hidden, gain, bias, self.stack.transform_eps)
 
     def head_log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, n0 + tails]: log-softmax over the first cluster's words and the tails' entries."""
         first = self._projected(hidden, 0)
-        logits = reference.linear(first, self.weights["head.0"], self.weights.get("head.0.bias"))
-        if "head.clusters" in self.weights:
-            source = hidden if self.stack.clusters_read_hidden else first
-            entries = reference.linear(source, self.weights["head.clusters"], self.weights.get("head.clusters_bias"))
+        logits = self._linear(first, "head.0", "head.0.bias")
+        if len(self.stack.outputs) > 1:
+            entries = self._linear(hidden if self.stack.clusters_read_hidden else first, "head.clusters", "head.clusters_bias")
             logits = torch.cat((logits, entries), dim=-1)
         return reference.log_softmax(logits)
 
     def tail_log_probs(self, hidden: torch.Tensor, cluster: int) -> torch.Tensor:
         """[rows, size]: log-softmax inside tail `cluster` ≥ 1, without the mass of its entry."""
-        projected = self._projected(hidden, cluster)
-        logits = reference.linear(projected, self.weights[f"head.{cluster}"], self.weights.get(f"head.{cluster}.bias"))
+        logits = self._linear(self._projected(hidden, cluster), f"head.{cluster}", f"head.{cluster}.bias")
         return reference.log_softmax(logits)
 
     def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -130,6 +129,10 @@ class TorchVocabulary:
                 nll[rows] = -(head[rows, cluster.entry] + self.tail_log_probs(hidden[rows], index).gather(1, words)[:, 0])
         return nll
 
+    def _linear(self, x: torch.Tensor, weight: str, bias: str) -> torch.Tensor:
+        """x · weightᵀ + bias by their names, float32; a bias may be missing."""
+        return reference.linear(x, self.weights[weight], self.weights.get(bias))
+
     def _projected(self, hidden: torch.Tensor, cluster: int) -> torch.Tensor:
         projection = self.weights.get(f"head.{cluster}.projection")  # [hidden, width]
         return hidden if projection is None else reference.linear(hidden, projection.T, None)
@@ -138,10 +141,11 @@ class TorchVocabulary:
 class TorchNextToken:
     """runner.NextToken over the last hidden row of each sequence."""
 
-    def __init__(self, vocabulary: TorchVocabulary, hidden: torch.Tensor) -> None:
+    def __init__(self, vocabulary: TorchVocabulary, hidden: torch.Tensor, head: torch.Tensor) -> None:
+        """hidden [sequences, hidden] after the final norm, head its head_log_probs."""
         self._vocabulary = vocabulary
         self._hidden = hidden
-        self.head = _host(vocabulary.head_log_probs(hidden))
+        self.head = _host(head)
 
     def tail(self, cluster: int, sequences: np.ndarray) -> np.ndarray:
         with torch.no_grad():

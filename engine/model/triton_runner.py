@@ -23,4 +23,4 @@ def build(stack: Stack, folded: Folded, limits: Limits) -> Runner:
         raise BackendUnavailable(Problem("device", "auto, cuda or cuda:N", repr(name))) from None
     if device.type != ("cpu" if interpreted() else "cuda"):
         raise BackendUnavailable(Problem("device", "a GPU, or the CPU under TRITON_INTERPRET=1", repr(name)))
-    return GpuRunner(stack, folded, DTYPES[limits.dtype], device, TritonKernels(launcher(device)))
+    return GpuRunner(stack, folded, DTYPES[limits.dtype], device, TritonKernels(launcher(device)), limits.quantization)

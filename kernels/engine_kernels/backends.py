@@ -30,7 +30,7 @@ class Choice:
 CPU_DTYPES = ("float32", "bfloat16")
 CUDA_DTYPES = ("bfloat16", "float16")
 LARGEST_CUDA_HEAD = 128
-QUANTIZATIONS = {"int8": ("cpu",)}  # what weights may be quantised to → the backends that run it
+QUANTIZATIONS = {"int8": ("triton", "cpu")}  # what weights may be quantised to → the backends that run it
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine_kernels.gpu_ops import Norm, Pair, Sequences, Tables, row_tiles
+from engine_kernels.gpu_ops import Matrix, Norm, Pair, Sequences, Tables, row_tiles
 from engine_kernels.ops import Visibility
 
 
@@ -24,7 +24,7 @@ class CudaKernels:
     def project_heads(
         self,
         x: torch.Tensor,
-        weight: torch.Tensor,
+        weight: Matrix,
         bias: torch.Tensor | None,
         norm: Norm | None,
         rings: Pair,
@@ -107,7 +107,7 @@ class CudaKernels:
     def project(
         self,
         x: torch.Tensor,
-        weight: torch.Tensor,
+        weight: Matrix,
         bias: torch.Tensor | None = None,
         *,
         norm: Norm | None = None,
@@ -130,7 +130,7 @@ class CudaKernels:
         return out
 
     def score_words(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+        self, x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """log Σ exp(logits) and the target's logit."""
         scratch = None
@@ -156,7 +156,7 @@ class CudaKernels:
         tiles = int((-(-lengths // self.module.hopper_tile_rows())).sum())
         return bool(self.module.hopper_fits(head_dim, heads, tiles))
 
-    def _rounded(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
+    def _rounded(self, x: torch.Tensor, weight: Matrix) -> torch.Tensor | None:
         """Room for rows in the weight's dtype, where many rows are rounded before they are multiplied."""
         if x.dtype != torch.float32 or not self.module.rounds_first(len(x)):
             return None

@@ -14,7 +14,29 @@ import torch
 
 from engine_kernels.ops import AttentionTables, Visibility
 
-Tables = AttentionTables[torch.Tensor]
+
+@dataclass(frozen=True)
+class Int8:
+    """A matrix that is multiplied with in `dtype`: values [.., rows, depth] int8, scale [.., rows] float32 (engine_kernels/int8.py).
+
+    Persistent values [H, N, D], which are summed over N, have their scales by column, [H, D].
+    """
+
+    values: torch.Tensor
+    scale: torch.Tensor
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.scale.nbytes
+
+
+Matrix = torch.Tensor | Int8
+Tables = AttentionTables[Matrix]  # only distances and persistent vectors are ever int8
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
 
 
@@ -57,17 +79,29 @@ def _to(device: torch.device, numbers: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(numbers.astype(np.int32)).to(device)
 
 
+def stored(matrix: Matrix | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The stored numbers of a matrix, and the scales of its rows if it is int8."""
+    return (matrix.values, matrix.scale) if isinstance(matrix, Int8) else (matrix, None)
+
+
+def plain(matrix: Matrix | None) -> torch.Tensor | None:
+    """A matrix as a backend without int8 holds it."""
+    assert not isinstance(matrix, Int8), "quantization is refused where int8 is not run"
+    return matrix
+
+
 class GpuKernels(Protocol):
     """The kernels of one backend on one device; `calls` counts what they started, by name.
 
     Rows of all sequences are packed: x [rows, depth], query [rows, H, D]. Rings are [slots, H, capacity, D], packed keys and values of new
-    rows rings of capacity 1. Head counts are grid sizes. Nothing waits for the device.
+    rows rings of capacity 1. Head counts are grid sizes. Nothing waits for the device. The numbers of an int8
+    matrix are multiplied with as they are, in its dtype, and sums then with the scales.
     """
 
     calls: Counter[str]
 
     def project_heads(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm: Norm | None, rings: Pair, slots: torch.Tensor,
+        self, x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, norm: Norm | None, rings: Pair, slots: torch.Tensor,
         positions: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         """Queries [rows, H, D] of norm(x); keys and values go into rings by slots and positions [rows]. weight [3, H, D, depth]."""
@@ -96,7 +130,7 @@ class GpuKernels(Protocol):
         ...
 
     def project(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, norm: Norm | None = None,
+        self, x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None = None, *, norm: Norm | None = None,
         activation: str | None = None, residual: torch.Tensor | None = None, dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:  # fmt: skip
         """residual + activation(norm(x) · weightᵀ + bias), each part where asked for; weight [columns, depth], result in `dtype`.
@@ -110,7 +144,7 @@ class GpuKernels(Protocol):
         ...
 
     def score_words(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+        self, x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """log Σ exp(logits) and the target's logit, 0 where it is -1, both [rows] float32, of logits = x · weightᵀ + bias."""
         ...

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 Tensor = TypeVar("Tensor")
+Constant = TypeVar("Constant", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,19 @@ class Visibility:
 
 
 @dataclass(frozen=True)
-class AttentionTables(Generic[Tensor]):
+class AttentionTables(Generic[Constant]):
     """The constants of one layer's attention.
 
     distances [H or 1, W, D] or None; content_bias, position_bias [H, D] or None; persistent_keys [H, N, D], persistent_values [H, N, D]
     (already × √N) or None; spans [H] float32 or None with span_ramp > 0.
     """
 
-    distances: Tensor | None
-    content_bias: Tensor | None
-    position_bias: Tensor | None
-    persistent_keys: Tensor | None
-    persistent_values: Tensor | None
-    spans: Tensor | None
+    distances: Constant | None
+    content_bias: Constant | None
+    position_bias: Constant | None
+    persistent_keys: Constant | None
+    persistent_values: Constant | None
+    spans: Constant | None
     span_ramp: int
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,14 +30,29 @@ def test_every_part_runs_in_the_interpreter(tmp_path: Path) -> None:
     assert found["interpreted"] and found["device"] is None and found["failed"] == []
     assert [reason.split(":")[0] for reason in found["missing"]] == [
         "cost of a graph node",
-        "barrier of a grid, whole-model kernel, CUDA C++ kernels",
+        "whole-model kernel, CUDA C++ kernels",
     ]
     sections = [figure["section"] for figure in found["figures"]]
-    assert {name: sections.count(name) for name in sections} == {"card": 2, "decode": 4, "token": 4, "score": 4, "attention": 5}
+    assert {name: sections.count(name) for name in sections} == {
+        "card": 3,
+        "decode": 4,
+        "token": 4,
+        "score": 4,
+        "attention": 5,
+        "relative": 3,
+    }
     gated = [figure for figure in found["figures"] if "gate" in figure]
-    assert len(gated) == 6 and all(figure["gate"]["difference"] <= figure["gate"]["limit"] for figure in gated)
+    assert len(gated) == 8 and all(figure["gate"]["difference"] <= figure["gate"]["limit"] for figure in gated)
     table = (tmp_path / "gpu.md").read_text(encoding="utf-8")
     assert "no time here is a figure of a GPU" in table and table.count("\n|") == 2 + len(sections)
+
+
+@pytest.mark.skipif(no_gpu() is None and shutil.which("compute-sanitizer") is not None, reason="the tools would run, for long")
+def test_sanitize_says_what_it_lacks(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench", "sanitize", "--out", str(tmp_path / "new")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and ("compute-sanitizer: expected on PATH" in done.stderr or "a GPU" in done.stderr)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.skipif(no_gpu() is None, reason="there is a GPU")

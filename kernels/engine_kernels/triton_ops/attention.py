@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from engine_kernels.gpu_ops import Sequences, Tables, row_tiles
+from engine_kernels.gpu_ops import Int8, Sequences, Tables, row_tiles, stored
 from engine_kernels.ops import Visibility
 from engine_kernels.triton_ops.device import attention as kernels
+from engine_kernels.triton_ops.device import ring
 from engine_kernels.triton_ops.launch import Launcher
-from engine_kernels.triton_ops.tiles import Tile, choose, splits
+from engine_kernels.triton_ops.tiles import PARTS, Tile, choose, splits, window_parts
+
+MERGE = Tile(1, PARTS, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ def attend_constants(launch: Launcher, query: torch.Tensor, tables: Tables, see:
     totals = new((parts, heads, rows), dtype=torch.float32)
     scores = new((heads, rows, 16 * pitch)) if distance_tables else None
     grid = (-(-rows // tile.rows), parts + (-(-see.reach // tile.keys) if distance_tables else 0), heads)
+    (keys, key_scale), (values, value_scale) = stored(tables.persistent_keys), stored(tables.persistent_values)
+    distances, distance_scale = stored(tables.distances)
+    absent, no_scale = query, totals  # never read where there are none, but a kernel is compiled with all it names
     whole = persistent % tile.keys == 0
     described = launch.tiles.descriptors and whole and persistent > 0 and head_dim == padded(head_dim) and query.element_size() == 2
     launch(
@@ -56,13 +62,16 @@ def attend_constants(launch: Launcher, query: torch.Tensor, tables: Tables, see:
         tile,
         query,
         tables.position_bias,
-        _described(tables.persistent_keys, tile) if described else tables.persistent_keys,
-        _described(tables.persistent_values, tile) if described else tables.persistent_values,
-        tables.distances,
+        _described(keys, tile) if described else _or(keys, absent),
+        _described(values, tile) if described else _or(values, absent),
+        _or(distances, absent),
+        _or(key_scale, no_scale),
+        _or(value_scale, no_scale),
+        _or(distance_scale, no_scale),
         outs,
         peaks,
         totals,
-        scores,
+        _or(scores, absent),
         rows,
         persistent,
         chunk,
@@ -75,10 +84,15 @@ def attend_constants(launch: Launcher, query: torch.Tensor, tables: Tables, see:
         BM=tile.rows,
         BN=tile.keys,
         BIASED=tables.position_bias is not None,
+        INT8=isinstance(tables.persistent_keys, Int8) or isinstance(tables.distances, Int8),
         WHOLE=whole,
         DESCRIBED=described,
     )
     return Constants(outs, peaks, totals, scores, parts, pitch)
+
+
+def _or(tensor: torch.Tensor | None, absent: torch.Tensor) -> torch.Tensor:
+    return absent if tensor is None else tensor
 
 
 def _described(vectors: torch.Tensor | None, tile: Tile) -> TensorDescriptor:
@@ -146,10 +160,17 @@ def attend_ring(
 ) -> None:
     """Fill the only row of each of `sequences` in out [rows, H, D]; the rings [slots, H, capacity, D] hold every key it sees."""
     rows, heads, head_dim = query.shape
-    tile = choose(launch.tiles.ring, rows, query.element_size())
+    tile, count = choose(launch.tiles.ring, rows, query.element_size()), len(sequences.slots)
+    parts = window_parts(max(count * heads, 1), see.reach)
+    chunk = -(-see.reach // (parts * tile.keys)) * tile.keys
+    parts = -(-see.reach // chunk)
+    split, states = parts > 1, (out, None, None, None)
+    if split:
+        shape = (parts, count, heads)
+        states = (query.new_empty((*shape, head_dim), dtype=torch.float32), *query.new_empty((3, *shape), dtype=torch.float32))
     launch(
-        kernels.attend_ring,
-        (len(sequences.slots), heads),
+        ring.attend_ring,
+        (count, heads, parts),
         tile,
         query,
         tables.content_bias,
@@ -159,16 +180,32 @@ def attend_ring(
         sequences.first_rows,
         sequences.slots,
         sequences.positions,
-        out,
+        *states,
         rows,
         rings[0].shape[2],
         *_sees(see),
         constants.pitch,
         constants.splits,
         float(tables.span_ramp),
+        chunk,
         BN=tile.keys,
+        SPLIT=split,
         **_variant(tables, head_dim),
     )
+    if split:
+        launch(
+            ring.merge_parts,
+            (count, heads),
+            MERGE,
+            *states,
+            sequences.first_rows,
+            out,
+            parts,
+            D=head_dim,
+            DP=padded(head_dim),
+            PARTS=PARTS,
+            SPANS=tables.spans is not None,
+        )
 
 
 def _states(constants: Constants) -> tuple[torch.Tensor | None, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import triton
 
-from engine_kernels.gpu_ops import Norm, Pair, Sequences, Tables
+from engine_kernels.gpu_ops import Matrix, Norm, Pair, Sequences, Tables
 from engine_kernels.ops import Visibility
 from engine_kernels.triton_ops import projections, vocabulary
 from engine_kernels.triton_ops.attention import attend_constants, attend_ring, attend_rows
@@ -26,7 +26,7 @@ class TritonKernels:
     def project_heads(
         self,
         x: torch.Tensor,
-        weight: torch.Tensor,
+        weight: Matrix,
         bias: torch.Tensor | None,
         norm: Norm | None,
         rings: Pair,
@@ -70,7 +70,7 @@ class TritonKernels:
     def project(
         self,
         x: torch.Tensor,
-        weight: torch.Tensor,
+        weight: Matrix,
         bias: torch.Tensor | None = None,
         *,
         norm: Norm | None = None,
@@ -86,7 +86,7 @@ class TritonKernels:
         return projections.normalise(self._launch, x, norm)
 
     def score_words(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+        self, x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """log Σ exp(logits) and the target's logit."""
         return vocabulary.score_words(self._launch, x, weight, bias, targets)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from engine_kernels.gpu_ops import Sequences
-from engine_kernels.ops import AttentionTables, Visibility
+from engine_kernels.gpu_ops import Sequences, Tables
+from engine_kernels.ops import Visibility
 from engine_kernels.triton_ops.attention import attend_constants, attend_ring, attend_rows
 from engine_kernels.triton_ops.launch import Launcher
 from engine_kernels.triton_ops.whole import attend_whole
-
-Tables = AttentionTables[torch.Tensor]
 
 
 class TritonOps:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import torch
+import triton.language as tl
 
-from engine_kernels.gpu_ops import Norm
+from engine_kernels.gpu_ops import Int8, Matrix, Norm, stored
 from engine_kernels.triton_ops.attention import padded
 from engine_kernels.triton_ops.device import projections as kernels
 from engine_kernels.triton_ops.launch import Launcher
 from engine_kernels.triton_ops.tiles import choose
 
-DEPTH = {1: 64, 2: 64, 4: 32}  # of a block of the sum, by bytes of a weight
+DEPTH = {2: 64, 4: 32}  # of a block of the sum, by bytes of a number that is multiplied with
+DOT = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 def project(
     launch: Launcher,
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Matrix,
     bias: torch.Tensor | None = None,
     *,
     norm: Norm | None = None,
@@ -26,16 +28,16 @@ def project(
 ) -> torch.Tensor:
     """residual + activation(norm(x) · weightᵀ + bias) of x [rows, depth], weight [columns, depth]; [rows, columns] in `dtype`."""
     rows, (columns, depth) = len(x), weight.shape
-    tile = choose(launch.tiles.project, rows, weight.element_size())
+    tile = choose(launch.tiles.project, rows, weight.dtype.itemsize)
     out = torch.empty((rows, columns), dtype=dtype, device=x.device)
-    block = DEPTH[weight.element_size()]
+    block = DEPTH[weight.dtype.itemsize]
     launch(
         kernels.project,
         (-(-rows // tile.rows), -(-columns // tile.keys)),
         tile,
         x,
         *_norm(norm),
-        weight,
+        *stored(weight),
         bias,
         residual,
         out,
@@ -46,7 +48,9 @@ def project(
         BM=tile.rows,
         BN=tile.keys,
         BK=block,
+        DOT=DOT[weight.dtype],
         NORM=norm is not None,
+        INT8=isinstance(weight, Int8),
         BIAS=bias is not None,
         ACTIVATION=activation,
         RESIDUAL=residual is not None,
@@ -58,7 +62,7 @@ def project(
 def project_heads(
     launch: Launcher,
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Matrix,
     bias: torch.Tensor | None,
     norm: Norm | None,
     rings: tuple[torch.Tensor, torch.Tensor],
@@ -70,16 +74,16 @@ def project_heads(
     weight [3, H, D, depth], bias [3, H, D]: query, key, value. Packed keys are rings of capacity 1 in slots 0, 1, ….
     """
     rows, (_, heads, head_dim, depth) = len(x), weight.shape
-    tile = choose(launch.tiles.project, rows, weight.element_size())
+    tile = choose(launch.tiles.project, rows, weight.dtype.itemsize)
     query = torch.empty((rows, heads, head_dim), dtype=rings[0].dtype, device=x.device)
-    block = DEPTH[weight.element_size()]
+    block = DEPTH[weight.dtype.itemsize]
     launch(
         kernels.project_heads,
         (-(-rows // tile.rows), heads, 3),
         tile,
         x,
         *_norm(norm),
-        weight,
+        *stored(weight),
         bias,
         query,
         *rings,
@@ -93,7 +97,9 @@ def project_heads(
         DP=padded(head_dim),
         BM=tile.rows,
         BK=block,
+        DOT=DOT[weight.dtype],
         NORM=norm is not None,
+        INT8=isinstance(weight, Int8),
         BIAS=bias is not None,
         WHOLE=depth % block == 0,
     )

@@ -92,3 +92,13 @@ def splits(rows: int, persistent: int, tile: Tile) -> int:
         return 0
     row_tiles = -(-rows // tile.rows)
     return max(1, min(32 // row_tiles, -(-persistent // tile.keys)))
+
+
+PARTS = 32  # the most parts a window is cut into
+PROGRAMS = 256  # about what fills a GPU
+KEYS_OF_A_PART = 256  # fewer do not pay for a merge
+
+
+def window_parts(programs: int, reach: int) -> int:
+    """Into how many parts the keys of a ring are cut, where `programs` sequences × heads alone do not fill a GPU; 1 = not at all."""
+    return max(1, min(PROGRAMS // programs, reach // KEYS_OF_A_PART, PARTS))

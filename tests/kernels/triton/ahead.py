@@ -72,10 +72,13 @@ class Compiler(Launcher):
 
     def start(self, kernel: Any, grid: tuple[int, ...], tile: Tile, *arguments: Any, **constants: Any) -> None:
         built = kernel.warmup(*arguments, **constants, grid=grid, num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True)
-        dtypes = [str(a.dtype).removeprefix("torch.") for a in arguments if isinstance(a, torch.Tensor)]
+        tensors = [getattr(a, "base", a) for a in arguments]  # of a descriptor
+        dtypes = [str(a.dtype).removeprefix("torch.") for a in tensors if isinstance(a, torch.Tensor)]
         dtype = next((name for name in ("int8", "bfloat16", "float16") if name in dtypes), "float32")
         variant = " ".join(
-            name.lower() if value is True else value for name, value in constants.items() if value is True or isinstance(value, str)
+            name.lower() if value is True else value
+            for name, value in constants.items()
+            if (value is True and name != "INT8") or isinstance(value, str)
         )
         self.found[kernel.__name__, variant, dtype, tile, built.hash] = built
 

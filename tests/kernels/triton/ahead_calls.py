@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from engine_kernels.gpu_ops import Norm, Sequences
+from engine_kernels.gpu_ops import Int8, Matrix, Norm, Sequences
 from engine_kernels.ops import AttentionTables, Visibility
 from engine_kernels.triton_ops.attention import attend_constants, attend_ring, attend_rows
 from engine_kernels.triton_ops.launch import Launcher
@@ -21,16 +21,23 @@ WORDS = 20_000
 SEE = Visibility(REACH, 0, REACH, 0, True)
 
 
-def attention(launch: Launcher, heads: int, dtype: torch.dtype, rows: int, *, shared: bool = False) -> None:
+def matrix(*shape: int, dtype: torch.dtype, int8: bool, by_column: bool = False) -> Matrix:
+    """[.., rows, depth] in dtype, or in int8."""
+    if not int8:
+        return torch.empty(shape, dtype=dtype)
+    return Int8(torch.empty(shape, dtype=torch.int8), torch.empty(*shape[:-2], shape[-1 if by_column else -2]), dtype)
+
+
+def attention(launch: Launcher, heads: int, dtype: torch.dtype, rows: int, *, shared: bool = False, int8: bool = False) -> None:
     """Prefill and decode of `rows` rows: distances and biases of their own, or a table for all heads and spans."""
-    empty = partial(torch.empty, dtype=dtype)
+    empty, constant = partial(torch.empty, dtype=dtype), partial(matrix, dtype=dtype, int8=int8)
     biases = None if shared else torch.empty(heads, HEAD_DIM)
     tables = AttentionTables(
-        distances=empty(1 if shared else heads, REACH, HEAD_DIM),
+        distances=constant(1 if shared else heads, REACH, HEAD_DIM),
         content_bias=biases,
         position_bias=biases,
-        persistent_keys=empty(heads, PERSISTENT, HEAD_DIM),
-        persistent_values=empty(heads, PERSISTENT, HEAD_DIM),
+        persistent_keys=constant(heads, PERSISTENT, HEAD_DIM),
+        persistent_values=constant(heads, PERSISTENT, HEAD_DIM, by_column=True),
         spans=torch.empty(heads) if shared else None,
         span_ramp=32 if shared else 0,
     )
@@ -38,22 +45,44 @@ def attention(launch: Launcher, heads: int, dtype: torch.dtype, rows: int, *, sh
     each = torch.zeros(1, dtype=torch.int64)
     sequences = Sequences(each, each, each, each, each)
     constants = attend_constants(launch, query, tables, SEE)
+    if int8:  # the rest is as without it
+        return
     attend_rows(launch, query, rings, (query, query), constants, sequences, np.array([rows]), tables, SEE, query)
     attend_ring(launch, query, rings, constants, sequences, tables, SEE, query)
 
 
-def layer(launch: Launcher, heads: int, dtype: torch.dtype, rows: int) -> None:
-    """What stands around attention: norm and heads, keys and values into rings, the output projection; a feed-forward and a norm."""
+def one_row(launch: Launcher, heads: int, dtype: torch.dtype, reach: int, *, relative: bool) -> None:
+    """Decode with distances alone or persistent vectors alone; of 512 keys and more the window is cut into parts."""
     empty = partial(torch.empty, dtype=dtype)
+    tables = AttentionTables(
+        distances=empty(heads, reach, HEAD_DIM) if relative else None,
+        content_bias=None,
+        position_bias=None,
+        persistent_keys=None if relative else empty(heads, PERSISTENT, HEAD_DIM),
+        persistent_values=None if relative else empty(heads, PERSISTENT, HEAD_DIM),
+        spans=None,
+        span_ramp=0,
+    )
+    see, query, rings = Visibility(reach, 0, reach, 0, True), empty(1, heads, HEAD_DIM), empty(2, 4, heads, reach, HEAD_DIM)
+    each = torch.zeros(1, dtype=torch.int64)
+    constants = attend_constants(launch, query, tables, see)
+    attend_ring(launch, query, (rings[0], rings[1]), constants, Sequences(each, each, each, each, each), tables, see, query)
+
+
+def layer(launch: Launcher, heads: int, dtype: torch.dtype, rows: int, *, int8: bool = False) -> None:
+    """What stands around attention: norm and heads, keys and values into rings, the output projection; a feed-forward and a norm."""
+    empty, weight = partial(torch.empty, dtype=dtype), partial(matrix, dtype=dtype, int8=int8)
     hidden, each = torch.empty(rows, HIDDEN), torch.zeros(rows, dtype=torch.int64)
     norm = Norm(torch.empty(HIDDEN), torch.empty(HIDDEN), 1e-5)
     rings = empty(4, heads, REACH, HEAD_DIM), empty(4, heads, REACH, HEAD_DIM)
-    query = project_heads(launch, hidden, empty(3, heads, HEAD_DIM, HIDDEN), None, norm, rings, each, each)
+    query = project_heads(launch, hidden, weight(3, heads, HEAD_DIM, HIDDEN), None, norm, rings, each, each)
+    project(launch, query.flatten(1), weight(HIDDEN, heads * HEAD_DIM), empty(HIDDEN), residual=hidden)
+    project(launch, hidden, weight(4 * HIDDEN, HIDDEN), empty(4 * HIDDEN), norm=norm, activation="relu", dtype=dtype)
+    score_words(launch, hidden, weight(WORDS, HIDDEN), empty(WORDS), each)
+    if int8:  # the rest is as without it
+        return
     write_rings(launch, (query, query), rings, each, each, each)
-    project(launch, query.flatten(1), empty(HIDDEN, heads * HEAD_DIM), empty(HIDDEN), residual=hidden)
-    project(launch, hidden, empty(4 * HIDDEN, HIDDEN), empty(4 * HIDDEN), norm=norm, activation="relu", dtype=dtype)
     normalise(launch, hidden, norm)
-    score_words(launch, hidden, empty(WORDS, HIDDEN), empty(WORDS), each)
 
 
 def whole(launch: Launcher, heads: int, dtype: torch.dtype, rows: int) -> None:
@@ -81,6 +110,9 @@ CALLS: tuple[Callable[[Launcher], None], ...] = (
     *(partial(whole, heads=3, dtype=torch.bfloat16, rows=rows) for rows in (1, 64, 600)),
     *(partial(whole, heads=3, dtype=torch.float32, rows=rows) for rows in (1, 600)),
     partial(encoder, heads=3, dtype=torch.bfloat16, rows=64),
+    partial(one_row, heads=3, dtype=torch.bfloat16, reach=2048, relative=True),
+    partial(one_row, heads=3, dtype=torch.bfloat16, reach=REACH, relative=False),
+    *(partial(call, heads=3, dtype=torch.bfloat16, rows=rows, int8=True) for call in (attention, layer) for rows in (1, 600)),
 )
 
 
@@ -90,3 +122,4 @@ def everything(launch: Launcher, heads: int) -> None:
         attention(launch, heads, torch.bfloat16, rows)
         layer(launch, heads, torch.bfloat16, rows)
         whole(launch, heads, torch.bfloat16, rows)
+    one_row(launch, heads, torch.bfloat16, 2048, relative=True)

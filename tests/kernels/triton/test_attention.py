@@ -16,6 +16,7 @@ from engine_kernels.gpu_ops import Sequences
 from engine_kernels.triton_ops.attention import attend_constants, attend_ring, attend_rows
 from engine_kernels.triton_ops.launch import Launcher, architecture
 from engine_kernels.triton_ops.ops import TritonOps
+from engine_kernels.triton_ops.tiles import window_parts
 from tests.kernels.triton.attention_cases import DEVICE, DTYPES, Case, Inputs, check, draw, exact, one_row, ring
 
 VARIANTS = {
@@ -35,6 +36,10 @@ VARIANTS = {
     "only keys": Case(relative="none", persistent=0, heads=1),
     "seven heads of 5": Case(heads=7, head_dim=5),
     "heads of 64": Case(heads=2, head_dim=64, rows=3, persistent=70),
+    "a long window in two parts": Case(batch=1, heads=1, rows=1, window=530, persistent=3),
+    "in four, of which an early stream has two": Case(
+        rows=2, heads=1, window=1025, first=1, relative="shared", spans=True, positions=(300, 5000), attended_zeros=False
+    ),
     "far into a stream": Case(positions=(2**33 + 5, 1_000_003), segment=7),
 }
 
@@ -92,6 +97,16 @@ def test_many_rows_of_one_query_batch_take_fewer_splits() -> None:
     ops = TritonOps(launcher())
     check(case, ops.attend_cached(inputs.query[:, :, 0], keys, values, inputs.positions, inputs.tables, case.see)[:, :, None], inputs, "70")
     assert ops.launch.calls == {"attend_constants": 1, "attend_ring": 1}
+
+
+def test_a_long_window_of_few_rows_is_cut_into_parts_and_merged() -> None:
+    case = VARIANTS["a long window in two parts"]
+    inputs, ops = draw(case), TritonOps(launcher())
+    keys, values = (ring(case, rows[:, :, 1:], inputs.positions) for rows in (inputs.keys, inputs.values))
+    ops.attend_cached(inputs.query[:, :, 0], keys, values, inputs.positions, inputs.tables, case.see)
+    assert ops.launch.calls == {"attend_constants": 1, "attend_ring": 1, "merge_parts": 1}
+    assert [window_parts(programs, 2048) for programs in (1, 4, 64, 100, 256, 2048)] == [8, 8, 4, 2, 1, 1]
+    assert [window_parts(1, reach) for reach in (1, 193, 511, 512, 10**6)] == [1, 1, 1, 2, 32]
 
 
 @pytest.mark.parametrize("heads", range(9))

@@ -20,6 +20,7 @@ from engine.model.gpu_graphs import bucket
 from engine.model.gpu_runner import GpuRunner
 from engine.model.plan import compile_stack
 from engine.model.runner import Batch, Limits
+from engine.model.torch_runner import tensors_of
 from engine.model.torch_vocabulary import TorchVocabulary
 from engine.model.triton_runner import build
 from engine_kernels.testing import difference
@@ -32,9 +33,9 @@ FIXTURES = ROOT / "tests" / "fixtures"
 EXPECTED_WITHIN = 2e-4  # of the published code's own float32
 
 
-def triton_runner(seed: int, dtype: str = "float32") -> GpuRunner:
+def triton_runner(seed: int, dtype: str = "float32", quantization: str | None = None) -> GpuRunner:
     checkpoint = random_checkpoint(seed)
-    runner = build(compile_stack(checkpoint.spec), fold(checkpoint), Limits(dtype, device="auto"))
+    runner = build(compile_stack(checkpoint.spec), fold(checkpoint), Limits(dtype, device="auto", quantization=quantization))
     assert isinstance(runner, GpuRunner)
     return runner
 
@@ -118,7 +119,8 @@ def test_scores_of_given_words_in_every_kind_of_vocabulary(seed: int) -> None:
     batch = Batch(targets, places, places, np.array([70]), "target_nll", targets)
     last = torch.tensor([69], device=runner.device)
     found = runner.vocabulary.result(hidden, batch, last).nll
-    wanted = TorchVocabulary.result(runner.vocabulary, hidden, batch, last).nll
+    plain = TorchVocabulary(runner.stack, tensors_of(fold(random_checkpoint(seed)).model, torch.float32, runner.device), 1)
+    wanted = plain.result(hidden, batch, last).nll
     assert np.array_equal(np.isnan(found), targets < 0)
     np.testing.assert_allclose(found[targets >= 0], wanted[targets >= 0], rtol=2e-6, atol=2e-6)
 

@@ -1,4 +1,4 @@
-"""Attention as three kernels: constants of the layer for all rows, then the context of many rows of a sequence, or of one row.
+"""Attention of packed rows: the constants of the layer for all rows, then the context of many rows of a sequence; of one row in ring.py.
 
 Head counts are grid sizes and row counts plain arguments, so that one compiled kernel serves every layer of every pruned model. Strides
 are formed here from grid sizes and the constant head size D, which keeps their alignment known; DP is D rounded up to a power of two of at
@@ -11,7 +11,6 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 SIZES = ["rows", "capacity", "window", "segment", "reach", "first", "attended_zeros", "pitch", "splits", "ramp"]
-SPLITS = tl.constexpr(32)  # the most parts the persistent vectors are cut into
 
 
 @triton.jit
@@ -52,6 +51,9 @@ def attend_constants(
     persistent_keys,  # [H, N, D]
     persistent_values,  # [H, N, D]
     distances,  # [H or 1, W, D]
+    key_scale,  # [H, N] float32, of int8
+    value_scale,  # [H, D] float32
+    distance_scale,  # [H or 1, W] float32
     outs,  # [splits, H, rows, D] float32: the states of the splits
     peaks,  # [splits, H, rows] float32
     totals,  # [splits, H, rows] float32
@@ -68,6 +70,7 @@ def attend_constants(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BIASED: tl.constexpr,
+    INT8: tl.constexpr,
     WHOLE: tl.constexpr,  # N is a multiple of BN
     DESCRIBED: tl.constexpr,  # persistent_keys and persistent_values are descriptors of [H · N, D] with blocks [BN, D]
 ):
@@ -98,15 +101,20 @@ def attend_constants(
             else:
                 k = load_matrix(persistent_keys + base, n, inside, D, D, DP)
                 v = load_matrix(persistent_values + base, n, inside, D, D, DP)
-            s = tl.dot(q, tl.trans(k), input_precision="ieee") * LOG2E
+            s = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee") * LOG2E
+            if INT8:
+                s *= tl.load(key_scale + head.to(tl.int64) * persistent + n, mask=inside, other=0.0)[None, :]
             if not WHOLE:
                 s = tl.where(inside[None, :], s, -float("inf"))
             top = tl.maximum(peak, tl.max(s, 1))
             p = tl.math.exp2(s - top[:, None])
             fade = tl.math.exp2(peak - top)
             total = total * fade + tl.sum(p, 1)
-            out = tl.dot(p.to(v.dtype), v, out * fade[:, None], input_precision="ieee")
+            out = tl.dot(p.to(q.dtype), v.to(q.dtype), out * fade[:, None], input_precision="ieee")
             peak = top
+        if INT8:
+            column = tl.arange(0, DP)
+            out *= tl.load(value_scale + head * D + column, mask=column < D, other=0.0)[None, :]
         state = (part * heads + head).to(tl.int64) * rows
         store_matrix(outs + state * D, row, there, D, out, D, DP)
         tl.store(peaks + state + row, peak, mask=there)
@@ -115,9 +123,11 @@ def attend_constants(
         q = load_query(query, position_bias, row, there, head, heads, D, DP, BIASED)
         column = (part - splits) * BN + tl.arange(0, BN)
         inside = column < reach
-        table = distances + tl.minimum(head, tables - 1).to(tl.int64) * reach * D
-        r = load_matrix(table, reach - 1 - column, inside, D, D, DP)
-        s = tl.dot(q, tl.trans(r), input_precision="ieee")
+        table = tl.minimum(head, tables - 1).to(tl.int64) * reach
+        r = load_matrix(distances + table * D, reach - 1 - column, inside, D, D, DP)
+        s = tl.dot(q, tl.trans(r.to(q.dtype)), input_precision="ieee")
+        if INT8:
+            s *= tl.load(distance_scale + table + reach - 1 - column, mask=inside, other=0.0)[None, :]
         width = pitch * 16
         at = scores + head.to(tl.int64) * rows * width + row[:, None].to(tl.int64) * width + column[None, :]
         tl.store(at, s.to(scores.dtype.element_ty), mask=there[:, None] & inside[None, :])
@@ -275,90 +285,3 @@ def attend_rows(
     share = kept + 1e-8 * total if SPANS else total
     share = tl.where(there, share, 1.0)
     store_matrix(attended + packed * heads * D + head * D, time, there, heads * D, out / share[:, None], D, DP)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def attend_ring(
-    query,  # [rows, H, D]
-    content_bias,  # [H, D] float32
-    ring_keys,  # [slots, H, capacity, D]
-    ring_values,
-    outs,  # states and scores of attend_constants
-    peaks,
-    totals,
-    scores,
-    spans,  # [H] float32
-    sequence_rows,  # [sequences]: each one's only row among the packed ones
-    slots,  # [sequences]
-    positions,  # [sequences]
-    attended,  # [rows, H, D]: the result
-    rows,
-    capacity,
-    window,
-    segment,
-    reach,
-    first,
-    attended_zeros,
-    pitch,
-    splits,
-    ramp,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    BN: tl.constexpr,
-    BIASED: tl.constexpr,
-    RELATIVE: tl.constexpr,
-    SPANS: tl.constexpr,
-):
-    """Programs (sequence, head): one row merges the states of the persistent vectors, then streams the keys its ring holds."""
-    sequence = tl.program_id(0)
-    head = tl.program_id(1)
-    heads = tl.num_programs(1)
-    row = tl.load(sequence_rows + sequence).to(tl.int64)
-    position = tl.load(positions + sequence).to(tl.int64)
-    ring = (tl.load(slots + sequence).to(tl.int64) * heads + head) * capacity * D
-    columns = tl.arange(0, DP)
-    real = columns < D
-    q = tl.load(query + (row * heads + head) * D + columns, mask=real, other=0.0)
-    if BIASED:
-        q = (q.to(tl.float32) + tl.load(content_bias + head * D + columns, mask=real, other=0.0)).to(q.dtype)
-    q = q.to(tl.float32)
-
-    split = tl.arange(0, SPLITS)
-    state = (split * heads + head).to(tl.int64) * rows + row
-    each = tl.load(peaks + state, mask=split < splits, other=-float("inf"))
-    peak = tl.max(each, 0)  # -inf without persistent vectors
-    rise = tl.math.exp2(each - tl.where(splits > 0, peak, 0.0))
-    total = tl.sum(tl.load(totals + state, mask=split < splits, other=0.0) * rise, 0)
-    out = tl.sum(load_matrix(outs, state, split < splits, D, D, DP) * rise[:, None], 0)
-    kept = total
-    span = tl.load(spans + head) if SPANS else 0.0
-
-    limit = tl.where(segment > 0, window + (position % tl.maximum(segment, 1)).to(tl.int32), reach)
-    before = tl.minimum(position - first + 1, reach).to(tl.int32)
-    limit = tl.where(attended_zeros != 0, limit, tl.minimum(limit, before))
-    newest = ((position - first + capacity) % capacity).to(tl.int32)  # the slot of nearness 0
-    if RELATIVE:
-        last_score = scores + (head.to(tl.int64) * rows + row) * (pitch * 16) + (reach - 1)
-    for start in range(0, limit, BN):
-        near = start + tl.arange(0, BN)
-        inside = near < limit
-        slot = newest - near
-        slot = tl.where(slot < 0, slot + capacity, slot)
-        k = load_matrix(ring_keys + ring, slot, inside, D, D, DP).to(tl.float32)
-        v = load_matrix(ring_values + ring, slot, inside, D, D, DP).to(tl.float32)
-        s = tl.sum(k * q[None, :], 1)
-        if RELATIVE:
-            s += tl.load(last_score - near, mask=inside, other=0.0).to(tl.float32)
-        s = tl.where(inside, s * (LOG2E / D**0.5), -float("inf"))
-        top = tl.maximum(peak, tl.max(s, 0))
-        p = tl.math.exp2(s - top)
-        fade = tl.math.exp2(peak - top)
-        total = total * fade + tl.sum(p, 0)
-        if SPANS:
-            p = p * tl.minimum(tl.maximum((1.0 - (near + first).to(tl.float32) + span) / ramp + 1.0, 0.0), 1.0)
-            kept = kept * fade + tl.sum(p, 0)
-        out = out * fade + tl.sum(p[:, None] * v, 0)
-        peak = top
-    share = kept + 1e-8 * total if SPANS else total
-    result = (out / share).to(attended.dtype.element_ty)
-    tl.store(attended + (row * heads + head) * D + columns, result, mask=real)

@@ -1,7 +1,8 @@
 """Matrix products with what stands around them in a layer: LayerNorm before, bias, activation, residual, heads and rings after.
 
-Rows are [rows, depth] in float32 or in the dtype of the weights; weights [columns, depth]; sums are float32. The statistics of a LayerNorm
-are formed by every program for its own rows, which costs one more pass over rows that are in cache and saves a launch.
+Rows are [rows, depth] in float32 or in the dtype of the products, DOT; weights [columns, depth] in DOT, or int8 with a float32 scale for
+each column of the result; sums are float32. The statistics of a LayerNorm are formed by every program for its own rows, which costs one
+more pass over rows that are in cache and saves a launch.
 """
 
 import triton
@@ -40,11 +41,12 @@ def row_statistics(x, row, there, depth, eps, BM: tl.constexpr, BK: tl.constexpr
 
 @triton.jit
 def rows_times(
-    x, gain, shift, eps, weight, row, there, out, real, depth, BM: tl.constexpr, BK: tl.constexpr, NORM: tl.constexpr, WHOLE: tl.constexpr
-):
+    x, gain, shift, eps, weight, scale, row, there, out, real, depth, BM: tl.constexpr, BK: tl.constexpr, DOT: tl.constexpr,
+    NORM: tl.constexpr, INT8: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
     """LayerNorm of rows if NORM, times rows `out` [BN] of the weight where `real`; [BM, BN] float32."""
     if NORM:
-        mean, scale = row_statistics(x, row, there, depth, eps, BM, BK, WHOLE)
+        mean, inverse = row_statistics(x, row, there, depth, eps, BM, BK, WHOLE)
     sums = tl.zeros([BM, out.shape[0]], tl.float32)
     for start in range(0, depth, BK):
         column = start + tl.arange(0, BK)
@@ -53,9 +55,11 @@ def rows_times(
         if NORM:
             g = tl.load(gain + column, mask=inside, other=0.0).to(tl.float32)
             s = tl.load(shift + column, mask=inside, other=0.0).to(tl.float32)
-            a = (a - mean[:, None]) * scale[:, None] * g[None, :] + s[None, :]
-        w = load_block(weight, out, real, column, inside, depth, WHOLE)
-        sums = tl.dot(a.to(w.dtype), tl.trans(w), sums, input_precision="ieee")
+            a = (a - mean[:, None]) * inverse[:, None] * g[None, :] + s[None, :]
+        w = load_block(weight, out, real, column, inside, depth, WHOLE).to(DOT)
+        sums = tl.dot(a.to(DOT), tl.trans(w), sums, input_precision="ieee")
+    if INT8:
+        sums *= tl.load(scale + out, mask=real, other=0.0)[None, :]
     return sums
 
 
@@ -81,6 +85,7 @@ def project(
     gain,  # [depth]
     shift,  # [depth]
     weight,  # [columns, depth]
+    scale,  # [columns] float32, of int8
     bias,  # [columns]
     residual,  # [rows, columns] float32
     out,  # [rows, columns]
@@ -91,7 +96,9 @@ def project(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    DOT: tl.constexpr,
     NORM: tl.constexpr,
+    INT8: tl.constexpr,
     BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     RESIDUAL: tl.constexpr,
@@ -101,7 +108,7 @@ def project(
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     column = tl.program_id(1) * BN + tl.arange(0, BN)
     there, real = row < rows, column < columns
-    sums = rows_times(x, gain, shift, eps, weight, row, there, column, real, depth, BM, BK, NORM, WHOLE)
+    sums = rows_times(x, gain, shift, eps, weight, scale, row, there, column, real, depth, BM, BK, DOT, NORM, INT8, WHOLE)
     if BIAS:
         sums += tl.load(bias + column, mask=real, other=0.0)[None, :].to(tl.float32)
     sums = activate(sums, ACTIVATION)
@@ -117,6 +124,7 @@ def project_heads(
     gain,  # [depth]
     shift,  # [depth]
     weight,  # [3, H, D, depth]: query, key, value
+    scale,  # [3, H, D] float32, of int8
     bias,  # [3, H, D]
     query,  # [rows, H, D]
     keys,  # [slots, H, capacity, D]
@@ -131,7 +139,9 @@ def project_heads(
     DP: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
+    DOT: tl.constexpr,
     NORM: tl.constexpr,
+    INT8: tl.constexpr,
     BIAS: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
@@ -144,7 +154,9 @@ def project_heads(
     column = tl.arange(0, DP)
     real = column < D
     first = (which * heads + head) * D
-    sums = rows_times(x, gain, shift, eps, weight + first.to(tl.int64) * depth, row, there, column, real, depth, BM, BK, NORM, WHOLE)
+    own = weight + first.to(tl.int64) * depth
+    scales = scale + first if INT8 else scale
+    sums = rows_times(x, gain, shift, eps, own, scales, row, there, column, real, depth, BM, BK, DOT, NORM, INT8, WHOLE)
     if BIAS:
         sums += tl.load(bias + first + column, mask=real, other=0.0)[None, :].to(tl.float32)
     if which == 0:

@@ -11,6 +11,7 @@ from engine_kernels.triton_ops.device.projections import rows_times
 def score_words(
     x,  # [rows, depth]
     weight,  # [words, depth]
+    scale,  # [words] float32, of int8
     bias,  # [words]
     targets,  # [rows]: a word, or -1
     peaks,  # [parts, rows] float32, in units of log2
@@ -23,6 +24,8 @@ def score_words(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    DOT: tl.constexpr,
+    INT8: tl.constexpr,
     BIAS: tl.constexpr,
     WHOLE: tl.constexpr,  # depth is a multiple of BK
 ):
@@ -39,7 +42,7 @@ def score_words(
     for start in range(first, last, BN):
         word = start + tl.arange(0, BN)
         real = word < last
-        logits = rows_times(x, x, x, 0.0, weight, row, there, word, real, depth, BM, BK, False, WHOLE)
+        logits = rows_times(x, x, x, 0.0, weight, scale, row, there, word, real, depth, BM, BK, DOT, False, INT8, WHOLE)
         if BIAS:
             logits += tl.load(bias + word, mask=real, other=0.0)[None, :].to(tl.float32)
         pick += tl.sum(tl.where(word[None, :] == target[:, None], logits, 0.0), 1)
