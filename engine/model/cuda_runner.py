@@ -15,6 +15,7 @@ from engine.model.torch_runner import DTYPES
 from engine_kernels.backends import CUDA_DTYPES, emulated
 from engine_kernels.cuda_decode import DecodeLayer, DecodeStep
 from engine_kernels.cuda_ops import CudaKernels
+from engine_kernels.gpu_ops import plain
 
 
 def build(stack: Stack, folded: Folded, limits: Limits) -> Runner:
@@ -79,9 +80,9 @@ def _decode_layer(layer: GpuLayer) -> DecodeLayer:
         layer.attention_norm,
         layer.plan.norm_first,
         layer.output_bias,
-        layer.qkv,
+        plain(layer.qkv),
         layer.qkv_bias,
-        layer.output,
+        plain(layer.output),
         layer.tables,
         layer.see,
     )

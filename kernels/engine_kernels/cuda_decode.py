@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine_kernels.gpu_ops import Norm, Pair, Tables
+from engine_kernels.gpu_ops import Norm, Pair, Tables, plain
 from engine_kernels.ops import Visibility
 
 CLUSTER = 8  # blocks, the most that every sm_90 GPU has in a cluster
@@ -143,9 +143,9 @@ def _weights(layer: DecodeLayer) -> dict[str, np.ndarray]:
     if layer.qkv is not None and layer.tables is not None:
         tables = layer.tables
         matrices = dict(zip(("query", "key", "value"), layer.qkv, strict=True))
-        matrices.update(output=layer.output, distances=tables.distances)
-        matrices.update(persistent_keys=tables.persistent_keys, persistent_values=tables.persistent_values)
-        vectors.update(content_bias=tables.content_bias, position_bias=tables.position_bias)
+        matrices.update(output=layer.output, distances=plain(tables.distances))
+        matrices.update(persistent_keys=plain(tables.persistent_keys), persistent_values=plain(tables.persistent_values))
+        vectors.update(content_bias=plain(tables.content_bias), position_bias=plain(tables.position_bias))
         if layer.qkv_bias is not None:
             vectors.update(zip(("query_bias", "key_bias", "value_bias"), layer.qkv_bias, strict=True))
     packed = {name: vector.float().contiguous().cpu().numpy() for name, vector in vectors.items() if vector is not None}

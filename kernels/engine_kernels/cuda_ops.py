@@ -116,7 +116,7 @@ class CudaKernels:
         dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
         """residual + activation(norm(x) · weightᵀ + bias); dtype is float32 or that of the weight."""
-        out = torch.empty((len(x), len(weight)), dtype=dtype, device=x.device)
+        out = torch.empty((len(x), weight.shape[0]), dtype=dtype, device=x.device)
         scratch = self._rounded(x, weight)
         self.calls["project"] += 1
         self.module.project(x, *_norm(norm), weight, bias, activation or "none", residual, scratch, out, self._stream())
@@ -137,7 +137,7 @@ class CudaKernels:
         if x.dtype == torch.float32:
             scratch = torch.empty(x.shape, dtype=weight.dtype, device=x.device)
             self.calls["round"] += len(x) > 0
-        rows, parts = len(x), self.module.word_parts(len(x), len(weight))
+        rows, parts = len(x), self.module.word_parts(len(x), weight.shape[0])
         states, everything, logit = (x.new_empty(shape, dtype=torch.float32) for shape in ((3, parts, rows), (rows,), (rows,)))
         if rows:
             self.calls.update(score_parts=1, join_parts=1)
