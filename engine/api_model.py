@@ -267,7 +267,8 @@ class Model:
         longest = max(range(len(rows)), key=lambda index: len(rows[index]))
         if most is not None and len(rows[longest]) > most:
             place = f"{where}[{longest}]" if where == "ids" and len(rows) > 1 else where
-            raise InputError(Problem(place, f"at most {most} tokens, the model's positions", str(len(rows[longest]))))
+            problem = Problem(place, f"at most {most} tokens, the model's positions", str(len(rows[longest])))
+            raise InputError(problem, hint="cut longer texts into parts")
 
     def _prompt(self, prompt: Any, where: str) -> np.ndarray:
         if isinstance(prompt, str):

@@ -61,7 +61,11 @@ def require_model_type(config: Mapping[str, Any], source: str) -> str:
     """The configuration's model_type; raises ConversionError with the list of MODEL_TYPES where it is none of them."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in MODEL_TYPES:
-        found = "nothing: no config.json beside the file" if not config else repr(kind)[:60]
+        found = (
+            repr(kind)[:60]
+            if kind is not None
+            else f"nothing: {'the configuration has none' if config else 'no config.json beside the file'}"
+        )
         hint = "see the support table in README.md"
         raise ConversionError(Problem("config model_type", "one of " + ", ".join(MODEL_TYPES), found), source=source, hint=hint)
     return kind

@@ -187,6 +187,7 @@ def test_two_settings_that_contradict_each_other_are_an_error(tmp_path: Path) ->
         ({"architectures": ["BertForMaskedLM"]}, "the file has no cls.predictions.transform.dense.weight, found 'BertForMaskedLM'"),
         ({"architectures": ["BertForSequenceClassification"]}, "bert.pooler.dense.weight: expected"),
         ({"model_type": "albert"}, "config model_type: expected one of bert, roberta"),
+        ({"model_type": None}, "config model_type: expected one of bert, .* found nothing: the configuration has none"),
     ],
 )
 def test_bad_configuration(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
