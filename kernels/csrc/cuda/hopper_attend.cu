@@ -12,23 +12,7 @@
 namespace cuda {
 namespace {
 
-constexpr int group_threads = 128, block_threads = 3 * group_threads;
-
-// The two warpgroups that hold rows start products in turn, so that the powers of one are formed while the matrix units
-// work for the other. Every turn but the first is given by the other warpgroup.
-struct Turns {
-  int group, groups;
-
-  DEVICE void begin() const {
-    if (groups == 2 && group == 1) give();
-  }
-  DEVICE void take() const {
-    if (groups == 2) device::barrier(1 + group, 2 * group_threads);
-  }
-  DEVICE void give() const {
-    if (groups == 2) device::pass_barrier(2 - group, 2 * group_threads);
-  }
-};
+constexpr int block_threads = 3 * hopper_group_threads;
 
 // Persistent vectors: the weights of a step are formed while those of the step before meet their values.
 template <typename T>
@@ -200,7 +184,7 @@ DEVICE void attend_context(HopperRows& rows, const Attention& a, const HopperTil
 
 template <typename T>
 DEVICE void use_stages(const Attention& a, const HopperTile& tile, const HopperRing& ring, const Turns& turns) {
-  const int top = (threadIdx.x - group_threads) / 32 * 16;  // the warp's first row in the tile
+  const int top = (threadIdx.x - hopper_group_threads) / 32 * 16;  // the warp's first row in the tile
   const int64_t line = int64_t{a.heads} * hopper_width, at = tile.packed_row(a, tile.start + top);
   HopperRows rows;
   rows.clear();
@@ -244,7 +228,7 @@ __global__ void __launch_bounds__(block_threads, 1)
   const int groups = tile.length - tile.start > hopper_group_rows ? 2 : 1;  // that have rows
   if (threadIdx.x == 0) ring.init(4, 4 * groups);
   device::barrier();
-  const int group = threadIdx.x / group_threads;  // the first one fills
+  const int group = threadIdx.x / hopper_group_threads;  // the first one fills
   if (group == 0) {
     device::give_registers<40>();
     fill_vectors(persistent_keys, persistent_values, tile, ring);

@@ -9,7 +9,8 @@
 
 namespace cuda {
 
-constexpr int hopper_width = 64;       // numbers of a head: rows of 128 bytes, as the swizzle wants them
+constexpr int hopper_width = 64;  // numbers of a head: rows of 128 bytes, as the swizzle wants them
+constexpr int hopper_group_threads = 128;
 constexpr int hopper_group_rows = 64;  // rows of a warpgroup that uses stages
 constexpr int hopper_vectors = 128;    // persistent vectors of a step
 constexpr int hopper_keys = 64;        // keys of the context of a step
@@ -54,6 +55,22 @@ struct HopperTile {
   // In [rows, H, 64].
   DEVICE int64_t packed_row(const Attention& a, int time) const {
     return ((packed + time) * a.heads + head) * hopper_width;
+  }
+};
+
+// The two warpgroups that hold rows start products in turn, so that the powers of one are formed while the matrix units
+// work for the other. Every turn but the first is given by the other warpgroup.
+struct Turns {
+  int group, groups;
+
+  DEVICE void begin() const {
+    if (groups == 2 && group == 1) give();
+  }
+  DEVICE void take() const {
+    if (groups == 2) device::barrier(1 + group, 2 * hopper_group_threads);
+  }
+  DEVICE void give() const {
+    if (groups == 2) device::pass_barrier(2 - group, 2 * hopper_group_threads);
   }
 };
 
