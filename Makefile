@@ -1,7 +1,7 @@
 # `make demo` and `make test` need nothing done before: each sets everything up first. `make setup` is quick once it has run.
 VENV := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/python -m pytest
-CPP := $(shell find kernels/csrc -name '*.cc' -o -name '*.h')
+CPP := $(shell find kernels/csrc -name '*.cc' -o -name '*.h' -o -name '*.cu')
 
 .PHONY: setup demo test lint types check check-full native ci bench bench-minilm bench-peers clean
 
