@@ -1,6 +1,6 @@
-// The names of device.h on a host that plays a GPU: exact fragments, copies that arrive only when they are waited for,
-// threads that get on in any order. What it cannot show: memory another thread has written and this one sees too early,
-// bank conflicts, time.
+// The names of device.h on a host that plays a GPU: exact fragments, copies that arrive as late or as early as they
+// may, threads that get on in any order. What it cannot show: memory another thread has written and this one sees too
+// early, bank conflicts, time.
 #pragma once
 
 #include <algorithm>
