@@ -198,7 +198,7 @@ void start_ring(const Attention& attention, const Sequences& single, Stream stre
 
 void attend_ring(const Attention& attention, const Sequences& single, Stream stream) {
   if (single.count == 0 || attention.heads == 0) return;
-  with_sizes<warps>(attention, [&](auto compiled) { start_ring<decltype(compiled)>(attention, single, stream); });
+  with_sizes<warps, 1>(attention, [&](auto compiled) { start_ring<decltype(compiled)>(attention, single, stream); });
 }
 
 }  // namespace cuda

@@ -14,7 +14,7 @@ namespace {
 // each other in a circle: those that a block of keys needs, and the one the next needs beyond them.
 template <typename C>
 struct Tiles {
-  static constexpr int rows = 16 * C::warps, keys = C::width > 64 ? 32 : 64, size = keys * pitch<C::width>;
+  static constexpr int rows = C::rows, keys = C::width > 64 ? 32 : 64, size = keys * pitch<C::width>;
   static constexpr int ahead = (rows + keys - 1) / keys;  // blocks of the band after the one at the keys' own number
   static constexpr int circle = ahead + 2;
   static constexpr size_t bytes = sizeof(typename C::T) * (4 + circle) * size;
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(32 * C::warps) rows_kernel(Attention a, Sequen
         }
       }
     }
-    multiply_values<T, width>(state.out, scores, tile + Tile::size);
+    multiply_values<T, width>(state, scores, tile + Tile::size);
   }
 
   state.sum_columns();
@@ -196,7 +196,7 @@ int rows_of_a_tile(const Attention&, int longest) { return longest <= 16 ? 16 : 
 void attend_rows(const Attention& attention, const Sequences& several, const NewRows& fresh, Stream stream) {
   if (fresh.tiles == 0 || attention.heads == 0) return;
   const auto begin = [&](auto compiled) { start_rows<decltype(compiled)>(attention, several, fresh, stream); };
-  fresh.tile_rows == 16 ? with_sizes<1>(attention, begin) : with_sizes<4>(attention, begin);
+  fresh.tile_rows == 16 ? with_sizes<1, 1>(attention, begin) : with_sizes<4, 1>(attention, begin);
 }
 
 }  // namespace cuda

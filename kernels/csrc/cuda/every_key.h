@@ -11,14 +11,17 @@ namespace cuda {
 template <typename C>
 struct EveryKey {
   static constexpr int keys = C::width > 64 ? 32 : 64, size = keys * pitch<C::width>, stages = 3;
-  static constexpr size_t bytes = sizeof(typename C::T) * stages * 2 * size;
+  // For `blocks` of them, or any number.
+  static constexpr size_t bytes(int blocks = stages) {
+    return sizeof(typename C::T) * (blocks < stages ? blocks : stages) * 2 * size;
+  }
 };
 
 // Keys and values n of `count`, each head_dim numbers, `stride` numbers apart, into the states of the warp's rows.
-// begin(query) loads their queries: by then the first keys are on their way. Scores are dot products times `scale`, in
-// units of log2.
+// begin(queries) loads their queries and says whether the warp has any: by then the first keys are on their way. Scores
+// are dot products times `scale`, in units of log2.
 template <typename C, typename Begin>
-DEVICE void see_every_key(State<C::width>& state, const typename C::T* keys, const typename C::T* values,
+DEVICE void see_every_key(State<C::width> (&states)[C::groups], const typename C::T* keys, const typename C::T* values,
                           int64_t stride, int count, int head_dim, float scale, const Begin& begin) {
   using T = typename C::T;
   using Tile = EveryKey<C>;
@@ -38,34 +41,39 @@ DEVICE void see_every_key(State<C::width>& state, const typename C::T* keys, con
     device::close_copies();
   };
   for (int block = 0; block < Tile::stages - 1; ++block) fetch(block);
-  uint32_t query[width / 16][4];
-  begin(query);
+  uint32_t queries[C::groups][width / 16][4];
+  const bool has_rows = begin(queries);
   for (int block = 0; block < blocks; ++block) {
     device::wait_copies<Tile::stages - 2>();
     device::barrier();
     fetch(block + Tile::stages - 1);
+    if (!has_rows) continue;
     const T* tile = tiles + block % Tile::stages * 2 * Tile::size;
-    float scores[Tile::keys / 8][4] = {};
-    multiply_keys<T, width>(scores, query, [&](int i) { return tile + i * 8 * pitch<width>; });
+    float scores[C::groups][Tile::keys / 8][4] = {};
+    multiply_keys<T, width>(scores, queries, [&](int i) { return tile + i * 8 * pitch<width>; });
     UNROLL
-    for (int i = 0; i < Tile::keys / 8; ++i) {
-      UNROLL
-      for (int e = 0; e < 4; ++e) scores[i][e] *= scale;
-    }
-    if (block == blocks - 1) {
-      const int missing_from = count - block * Tile::keys - column_of_thread();  // the first column that is no key
+    for (int g = 0; g < C::groups; ++g) {
       UNROLL
       for (int i = 0; i < Tile::keys / 8; ++i) {
         UNROLL
-        for (int e = 0; e < 4; ++e) {
-          if (i * 8 + e % 2 >= missing_from) scores[i][e] = -INFINITY;
+        for (int e = 0; e < 4; ++e) scores[g][i][e] *= scale;
+      }
+      if (block == blocks - 1) {
+        const int missing_from = count - block * Tile::keys - column_of_thread();  // the first column that is no key
+        UNROLL
+        for (int i = 0; i < Tile::keys / 8; ++i) {
+          UNROLL
+          for (int e = 0; e < 4; ++e) {
+            if (i * 8 + e % 2 >= missing_from) scores[g][i][e] = -INFINITY;
+          }
         }
       }
+      states[g].weigh(scores[g]);
     }
-    state.weigh(scores);
-    multiply_values<T, width>(state.out, scores, tile + Tile::size);
+    multiply_values<T, width>(states, scores, tile + Tile::size);
   }
-  state.sum_columns();
+  UNROLL
+  for (int g = 0; g < C::groups; ++g) states[g].sum_columns();
 }
 
 }  // namespace cuda

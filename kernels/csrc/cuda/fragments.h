@@ -56,9 +56,11 @@ DEVICE void load_queries(uint32_t (&query)[width / 16][4], int head_dim, const f
   }
 }
 
-// products[i] += queries · keysᵀ for blocks i of 8 keys; tile_of(i), for even i, has the 16 keys of blocks i and i + 1.
-template <typename T, int width, int blocks, typename Tile>
-DEVICE void multiply_keys(float (&products)[blocks][4], const uint32_t (&query)[width / 16][4], const Tile& tile_of) {
+// products[g][i] += queries[g] · keysᵀ for groups g of 16 rows and blocks i of 8 keys; tile_of(i), for even i, has the
+// 16 keys of blocks i and i + 1. Keys are read once for all groups.
+template <typename T, int width, int groups, int blocks, typename Tile>
+DEVICE void multiply_keys(float (&products)[groups][blocks][4], const uint32_t (&queries)[groups][width / 16][4],
+                          const Tile& tile_of) {
   const int lane = threadIdx.x % 32;
   const int row = lane % 8 + lane / 16 * 8, column = lane / 8 % 2 * 8;  // of the matrix row this thread points at
   UNROLL
@@ -68,31 +70,20 @@ DEVICE void multiply_keys(float (&products)[blocks][4], const uint32_t (&query)[
     for (int k = 0; k < width / 16; ++k) {
       uint32_t matrices[4];
       device::load_matrices(matrices, keys + k * 16);
-      device::mma<T>(products[i], query[k], matrices[0], matrices[1]);
-      device::mma<T>(products[i + 1], query[k], matrices[2], matrices[3]);
+      UNROLL
+      for (int g = 0; g < groups; ++g) {
+        device::mma<T>(products[g][i], queries[g][k], matrices[0], matrices[1]);
+        device::mma<T>(products[g][i + 1], queries[g][k], matrices[2], matrices[3]);
+      }
     }
   }
 }
 
-// out += weights · values, weights [16, 8 · blocks] rounded to T.
-template <typename T, int width, int blocks>
-DEVICE void multiply_values(float (&out)[width / 8][4], const float (&weights)[blocks][4], const T* values) {
-  const int lane = threadIdx.x % 32;
-  const T* base = values + lane % 16 * pitch<width> + lane / 16 * 8;
-  UNROLL
-  for (int k = 0; k < blocks / 2; ++k) {
-    const float (&left)[4] = weights[2 * k];
-    const float (&right)[4] = weights[2 * k + 1];
-    const uint32_t a[4] = {device::pack<T>(left[0], left[1]), device::pack<T>(left[2], left[3]),
-                           device::pack<T>(right[0], right[1]), device::pack<T>(right[2], right[3])};
-    UNROLL
-    for (int i = 0; i < width / 8; i += 2) {
-      uint32_t matrices[4];
-      device::load_matrices_transposed(matrices, base + k * 16 * pitch<width> + i * 8);
-      device::mma<T>(out[i], a, matrices[0], matrices[1]);
-      device::mma<T>(out[i + 1], a, matrices[2], matrices[3]);
-    }
-  }
+// The same for one group.
+template <typename T, int width, int blocks, typename Tile>
+DEVICE void multiply_keys(float (&products)[blocks][4], const uint32_t (&query)[width / 16][4], const Tile& tile_of) {
+  multiply_keys<T, width>(reinterpret_cast<float (&)[1][blocks][4]>(products),
+                          reinterpret_cast<const uint32_t (&)[1][width / 16][4]>(query), tile_of);
 }
 
 // Running softmax of the warp's rows; index of `peak`, `total`, `kept`: which of the thread's two rows. Peaks are in
@@ -157,6 +148,43 @@ struct State {
     }
   }
 };
+
+// out += weights · values for groups of 16 rows, weights [groups, 16, 8 · blocks] rounded to T.
+template <typename T, int width, int groups, int blocks>
+DEVICE void multiply_values(State<width> (&states)[groups], const float (&weights)[groups][blocks][4],
+                            const T* values) {
+  const int lane = threadIdx.x % 32;
+  const T* base = values + lane % 16 * pitch<width> + lane / 16 * 8;
+  UNROLL
+  for (int k = 0; k < blocks / 2; ++k) {
+    uint32_t a[groups][4];
+    UNROLL
+    for (int g = 0; g < groups; ++g) {
+      UNROLL
+      for (int part = 0; part < 4; ++part) {
+        const float* two = &weights[g][2 * k + part / 2][part % 2 * 2];
+        a[g][part] = device::pack<T>(two[0], two[1]);
+      }
+    }
+    UNROLL
+    for (int i = 0; i < width / 8; i += 2) {
+      uint32_t matrices[4];
+      device::load_matrices_transposed(matrices, base + k * 16 * pitch<width> + i * 8);
+      UNROLL
+      for (int g = 0; g < groups; ++g) {
+        device::mma<T>(states[g].out[i], a[g], matrices[0], matrices[1]);
+        device::mma<T>(states[g].out[i + 1], a[g], matrices[2], matrices[3]);
+      }
+    }
+  }
+}
+
+// The same for one group.
+template <typename T, int width, int blocks>
+DEVICE void multiply_values(State<width>& state, const float (&weights)[blocks][4], const T* values) {
+  multiply_values<T, width>(reinterpret_cast<State<width>(&)[1]>(state),
+                            reinterpret_cast<const float (&)[1][blocks][4]>(weights), values);
+}
 
 // One of the thread's two rows times `factor`, its first head_dim numbers.
 template <typename T, int width>

@@ -9,30 +9,30 @@
 
 namespace cuda {
 
-// A compilation: numbers of T, head sizes up to `width`, blocks of `warps` warps with 16 rows each.
-template <typename T_, int width_, int warps_>
+// A compilation: numbers of T, head sizes up to `width`, blocks of `warps` warps with so many groups of 16 rows each.
+template <typename T_, int width_, int warps_, int groups_>
 struct Compiled {
   using T = T_;
-  static constexpr int width = width_, warps = warps_;
+  static constexpr int width = width_, warps = warps_, groups = groups_, rows = 16 * groups * warps;
 };
 
-template <typename T, int warps, typename Act>
+template <typename T, int warps, int groups, typename Act>
 void with_width(int head_dim, const Act& act) {
-  if (head_dim <= 16) return act(Compiled<T, 16, warps>{});
-  if (head_dim <= 32) return act(Compiled<T, 32, warps>{});
-  if (head_dim <= 64) return act(Compiled<T, 64, warps>{});
-  act(Compiled<T, 128, warps>{});
+  if (head_dim <= 16) return act(Compiled<T, 16, warps, groups>{});
+  if (head_dim <= 32) return act(Compiled<T, 32, warps, groups>{});
+  if (head_dim <= 64) return act(Compiled<T, 64, warps, groups>{});
+  act(Compiled<T, 128, warps, 1>{});
 }
 
-// act(Compiled<T, width, warps>{}) for what is asked for.
-template <int warps, typename Act>
+// act(Compiled<T, width, warps, groups>{}) for what is asked for; heads above 64 leave registers for one group.
+template <int warps, int groups, typename Act>
 void with_sizes(const Attention& attention, const Act& act) {
   if (attention.head_dim <= 0 || attention.head_dim % 8 || attention.head_dim > 128) {
     throw std::invalid_argument("attention: head_dim must be a multiple of 8 up to 128, found " +
                                 std::to_string(attention.head_dim));
   }
-  if (attention.number == Number::bfloat16) return with_width<bf16, warps>(attention.head_dim, act);
-  with_width<fp16, warps>(attention.head_dim, act);
+  if (attention.number == Number::bfloat16) return with_width<bf16, warps, groups>(attention.head_dim, act);
+  with_width<fp16, warps, groups>(attention.head_dim, act);
 }
 
 }  // namespace cuda

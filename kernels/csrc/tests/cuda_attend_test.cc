@@ -1,5 +1,5 @@
 // Python-free test of the CUDA attention kernels on the host that plays a GPU: against loops in double, in two orders
-// of threads, which must change nothing.
+// of threads, with copies as late and as early as may be, which must change nothing.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -10,6 +10,7 @@
 
 #include "cuda/attention.h"
 #include "cuda/fragments.h"
+#include "cuda/launch.h"
 #include "tests/cuda_attend_case.h"
 #include "tests/expect.h"
 
@@ -140,9 +141,11 @@ void check(const Case& c, int splits, bool by_ring) {
   expect(wrong == 0, what + ": " + std::to_string(wrong) + " of " + std::to_string(attended.size()) +
                          " numbers wrong, the worst " + std::to_string(worst) + " times what is allowed");
   emulated_order = 20261;
+  emulated::copies_at_once = true;
   const std::vector<T> again = attend(m, splits, by_ring);
   expect(std::memcmp(attended.data(), again.data(), attended.size() * sizeof(T)) == 0,
-         what + ": another order of threads changes bits");
+         what + ": another order of threads and copies changes bits");
+  emulated::copies_at_once = false;
 }
 
 // Sequences of an encoder: rows between them belong to nobody and are NaN.

@@ -240,21 +240,25 @@ void load(uint32_t (&r)[4], const void* row) {
 inline void load_matrices(uint32_t (&r)[4], const void* row) { load<false>(r, row); }
 inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) { load<true>(r, row); }
 
+inline void arrive(const emulated::Copy& copy) {
+  copy.source ? std::memcpy(copy.target, copy.source, copy.bytes) : std::memset(copy.target, 0, copy.bytes);
+  emulated::current->unfenced.push_back(piece_of_shared(copy.target));
+  emulated::current->block->unfenced[emulated::current->unfenced.back()] = true;
+}
+
 inline void copy_16(void* target, const void* source, bool there) {
   expect_shared(target, 16, 16);
   if (there && reinterpret_cast<uintptr_t>(source) % 16) emulated::fail("a misaligned source of a copy");
-  emulated::current->copies.back().push_back({target, there ? source : nullptr, 16, nullptr});
+  const emulated::Copy copy = {target, there ? source : nullptr, 16, nullptr};
+  if (emulated::copies_at_once) return arrive(copy);
+  emulated::current->copies.back().push_back(copy);
 }
 inline void close_copies() { emulated::current->copies.emplace_back(); }
 template <int open>
 void wait_copies() {
   auto& groups = emulated::current->copies;
   while (groups.size() > size_t{open} + 1) {
-    for (const emulated::Copy& copy : groups.front()) {
-      copy.source ? std::memcpy(copy.target, copy.source, copy.bytes) : std::memset(copy.target, 0, copy.bytes);
-      emulated::current->unfenced.push_back(piece_of_shared(copy.target));
-      emulated::current->block->unfenced[emulated::current->unfenced.back()] = true;
-    }
+    for (const emulated::Copy& copy : groups.front()) arrive(copy);
     groups.erase(groups.begin());
   }
 }

@@ -16,6 +16,7 @@ namespace emulated {
 
 Fiber* current = nullptr;
 bool clock_was_read = false;
+bool copies_at_once = false;
 
 namespace {
 

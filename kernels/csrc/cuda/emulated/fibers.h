@@ -85,6 +85,10 @@ extern Fiber* current;
 // Set by who reads the clock: it waits for time to pass, and time passes.
 extern bool clock_was_read;
 
+// Whether a thread's copies arrive when they are started, which a kernel must bear as well: what they overwrite may be
+// in use. Else they arrive when they are waited for.
+extern bool copies_at_once;
+
 // Lets the others run; `progress`: whether this fiber got on since it last asked.
 void yield(bool progress);
 
