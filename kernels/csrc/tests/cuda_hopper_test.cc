@@ -1,5 +1,5 @@
 // Python-free test of hopper_attend and of the warpgroup products it is made of, on the host that plays a GPU: against
-// loops in double, in two orders of threads, which must change nothing.
+// loops in double, in two orders of threads and with copies that arrive at once, which must change nothing.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -189,6 +189,11 @@ void check(const Case& c, bool several_only) {
   const std::vector<T> again = attend(m, several_only);
   expect(std::memcmp(attended.data(), again.data(), attended.size() * sizeof(T)) == 0,
          what + ": another order of threads changes bits");
+  emulated::copies_at_once = true;
+  const std::vector<T> early = attend(m, several_only);
+  emulated::copies_at_once = false;
+  expect(std::memcmp(attended.data(), early.data(), attended.size() * sizeof(T)) == 0,
+         what + ": copies that arrive at once change bits");
 }
 
 // Heads of 64; steps of 128 persistent vectors and 64 keys on six stages.

@@ -44,6 +44,10 @@ inline void let_a_copy_arrive(Mbarrier& barrier) {
   flying.erase(copy);
   end_phase_if_complete(barrier);
 }
+inline void start_copy(const emulated::Copy& copy, Mbarrier& barrier) {
+  emulated::current->block->flying.push_back(copy);
+  if (emulated::copies_at_once) let_a_copy_arrive(barrier);
+}
 inline bool has_ended(Mbarrier& barrier, int parity) {
   const auto ended = [&] { return (barrier.left >> 15) != (parity & 1); };
   if (!ended()) let_a_copy_arrive(barrier);
@@ -57,7 +61,7 @@ inline void copy_bulk(void* target, const void* source, uint32_t bytes, Mbarrier
   expect_shared(target, bytes, 16);
   if (bytes % 16 || reinterpret_cast<uintptr_t>(source) % 16)
     emulated::fail("a bulk copy of what is not aligned to 16 bytes");
-  emulated::current->block->flying.push_back({target, source, bytes, &barrier});
+  start_copy({target, source, bytes, &barrier}, barrier);
 }
 
 inline void fence_stores_for_async() {

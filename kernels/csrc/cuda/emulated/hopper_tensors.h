@@ -34,7 +34,7 @@ inline void copy_box(void* target, const TensorMap& map, int table, int row, Mba
       }
     }
   };
-  emulated::current->block->flying.push_back({target, nullptr, bytes, &barrier, act});
+  start_copy({target, nullptr, bytes, &barrier, act}, barrier);
 }
 
 }  // namespace device
