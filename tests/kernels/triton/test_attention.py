@@ -160,6 +160,21 @@ def test_uneven_sequences_in_slots_of_any_order(first: int) -> None:
     assert torch.isnan(out[:9]).all() and torch.isnan(out[10:]).all()
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_stream_without_a_past_loads_nothing_of_its_ring(first: int) -> None:
+    """Rows see only keys of their own stream, so a ring of poison, and its place, change nothing."""
+    case = Case(batch=1, rows=9, window=6, first=first, attended_zeros=False, positions=(0,), heads=2)
+    inputs, each = draw(case), tensor([0])
+    query = packed([inputs.query])
+    new = packed([inputs.keys[:, :, case.see.reach :]]), packed([inputs.values[:, :, case.see.reach :]])
+    rings = tuple(poison(1, case.heads, case.see.reach + first, case.head_dim) for _ in "kv")
+    out, launch = poison(9, case.heads, case.head_dim), launcher()
+    constants = attend_constants(launch, query, inputs.tables, case.see)
+    sequences = Sequences(each, tensor([9]), each, each, each)
+    attend_rows(launch, query, (rings[0], rings[1]), new, constants, sequences, np.array([9]), inputs.tables, case.see, out)
+    check(case, out.transpose(0, 1)[None], inputs, "no past")
+
+
 def launcher() -> Launcher:
     """With a GPU's tiles also where the interpreter runs them."""
     return Launcher(architecture(torch.device(DEVICE)) if DEVICE == "cuda" else "sm_80")

@@ -256,7 +256,7 @@ def attend_rows(
     newest = time - first
     oldest = newest - limit + 1
     last = tl.minimum(start + BM, length) - 1 - first  # what any row of the tile sees
-    earliest = start - first - tl.max(limit, 0) + 1
+    earliest = tl.min(tl.where(limit > 0, oldest, last + 1), 0)
     width = pitch * 16
     skewed = scores
     if RELATIVE:
