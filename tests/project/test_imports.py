@@ -39,6 +39,7 @@ TORCH = ("torch", "einops", "triton")
 TORCH_FILES = [
     "kernels/engine_kernels/reference.py",
     "kernels/engine_kernels/gpu_ops.py",
+    "kernels/engine_kernels/cuda_decode.py",
     "kernels/engine_kernels/cuda_ops.py",
     "kernels/engine_kernels/triton_ops/*.py",
     "engine/convert/pickles.py",
