@@ -52,8 +52,7 @@ def compile_one(source: Path, problems: list[str]) -> Registers:
 def short(name: str) -> str:
     """A kernel's name without its arguments, spaces and type of number."""
     name = re.sub(r"\(anonymous namespace\)::|cuda::|^void ", "", name)
-    name = name.split("(", 1)[0] if "<" not in name else name[: name.rindex(">") + 1]
-    return re.sub(r"\b(__nv_bfloat16|__half|bf16|fp16)\b", "T", name).replace(" ", "").replace(",", ", ")
+    return re.sub(r"\b(__nv_bfloat16|__half|bf16|fp16)\b", "T", name.split("(", 1)[0]).replace(" ", "").replace(",", ", ")
 
 
 def compile_all(problems: list[str]) -> Registers:

@@ -63,7 +63,7 @@ def test_published_checkpoints_keep_to_the_oracle(name: str, dtype: str) -> None
 
 
 # Those of the random models whose heads have 8 numbers: every dialect, norm and start between them.
-SEEDS = (1, 11, 13, 19, 58, 81, 100, 123)
+SEEDS = (1, 11, 13, 19, 66, 81, 100, 123)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
