@@ -40,6 +40,7 @@ OTHER_ENVIRONMENT = "bench/peers/transformers_worker.py"  # a script of the envi
 TORCH_FILES = [
     "kernels/engine_kernels/reference.py",
     "kernels/engine_kernels/gpu_ops.py",
+    "kernels/engine_kernels/cuda_decode.py",
     "kernels/engine_kernels/cuda_ops.py",
     "kernels/engine_kernels/triton_ops/*.py",
     "engine/convert/pickles.py",

@@ -123,7 +123,7 @@ class Planner {
     }
     add(Kind::share, layer, job);
     const int part = way * cluster + rank, parts = ways * cluster;
-    const Range blocks = share_of(rounded_up(l.persistent, block_keys), part, parts);
+    const Range blocks = vectors_of(l, way, rank, ways);
     const Range tiles = share_of(rounded_up(l.sees.reach, tile_keys), part, parts);
     list_keys(layer, job, head, blocks, tiles);
     add(Kind::merge, layer, job);
@@ -135,6 +135,17 @@ class Planner {
       item.count = std::min(fits, outputs.end - first);
       give(item, head.output + size_t{tile_bytes(shape_)} * first, size_t{tile_bytes(shape_)} * item.count);
     }
+  }
+
+  // Blocks of persistent vectors of one block of the grid. Way 0 also streams the weights of key and value, and so has
+  // as many vectors fewer.
+  Range vectors_of(const LayerShape& l, int way, int rank, int ways) const {
+    const int blocks = rounded_up(l.persistent, block_keys), cluster = made_.machine.cluster;
+    const int extra = static_cast<int>(2 * row_bytes(shape_) * shape_.hidden / block_bytes(shape_));
+    const int first = std::max(0, std::min(blocks, (blocks + extra) / ways - extra));  // of way 0
+    if (way == 0) return share_of(ways == 1 ? blocks : first, rank, cluster);
+    const Range rest = share_of(blocks - first, (way - 1) * cluster + rank, (ways - 1) * cluster);
+    return {first + rest.first, first + rest.end};
   }
 
   // The context first: as many tiles as fit a stage, and persistent vectors in what they leave.
