@@ -10,6 +10,7 @@
 
 #include "cuda/attention.h"
 #include "cuda/fragments.h"
+#include "cuda/launch.h"
 #include "tests/cuda_attend_case.h"
 #include "tests/expect.h"
 
