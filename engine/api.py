@@ -6,7 +6,7 @@ import importlib
 import mmap
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -20,7 +20,7 @@ from engine.api_model import Model as Model
 from engine.checkpoint import Checkpoint, Weights
 from engine.convert import read_source
 from engine.convert.base import ConversionReport
-from engine.convert.heads import read_heads
+from engine.convert.heads import read_heads, require_heads
 from engine.convert.hugging_face_export import ExportReport, export_hugging_face
 from engine.cost import model_cost
 from engine.errors import BackendUnavailable, CheckpointError, ConversionError, EngineError, InputError, Problem, SpecMismatch
@@ -41,7 +41,7 @@ DTYPES = {name: name for name in ("float32", "bfloat16", "float16")} | {
     "fp16": "float16",
 }
 RUNNERS = {
-    name: f"engine.model.{name}_runner" for name in ("triton", "cpu", "torch")
+    name: f"engine.model.{name}_runner" for name in ("cuda", "triton", "cpu", "torch")
 }  # backend → the module whose `build` makes its Runner
 
 
@@ -62,18 +62,19 @@ def load(
     """Load a model from an engine directory, or from any source format, converted in memory.
 
     backend: auto, cuda, triton, cpu or torch; named, it runs or is an error.  dtype: float32, bfloat16, float16 (fp32, bf16, fp16), auto =
-    bfloat16 where backend cpu runs on a processor that multiplies it directly, else float32.  threads: processor threads, None = the
+    bfloat16 on backend cuda, and on cpu where the processor multiplies it directly, else float32.  threads: processor threads, None = the
     backend's own number.  quantization: int8 for every matrix but the embedding and what is tied to it, dtype is then that of all else;
     backend cpu.  heads: as engine.convert.heads.read_heads takes it, intersected with what the model keeps.  check: verify every digest of
     an engine directory.  config, options: what a source needs beside its file.
     Raises an EngineError for anything wrong in the path, its files or the arguments.
     """
     limits = Limits(dtype=_dtype(dtype), device=device, threads=_threads(threads), quantization=_quantization(quantization))
-    _backend(backend, limits, ())  # a name or a device that cannot be is told before a file is read
+    wanted = backends.Wanted(device, dtype if dtype == "auto" else limits.dtype, limits.quantization)
+    _backend(backend, wanted)  # a name or a device that cannot be is told before a file is read
     checkpoint, _ = _read(path, "auto", config, heads, options, check=check, masked=masked)
     require_finite(checkpoint, str(path))
     stack = compile_stack(checkpoint.spec)
-    choice, reason = _backend(backend, limits, stack.features()), "as asked"
+    choice, reason = _backend(backend, replace(wanted, features=stack.features(), head_dims=stack.head_dims())), "as asked"
     if dtype == "auto":
         preferred, reason = backends.preferred_dtype(choice.name)
         limits = replace(limits, dtype=preferred)
@@ -210,6 +211,7 @@ def _read(
     checkpoint = checkpoints.read(path, check=check)
     if heads is not None:
         checkpoint = _with_heads(checkpoint, heads, mask if masked else prune)
+        require_heads(checkpoint.spec, str(path))
     attentions = [layer.attention for layer in checkpoint.spec.layers]
     report = ConversionReport(
         source=str(path),
@@ -252,12 +254,12 @@ def _threads(threads: int | None) -> int | None:
     return threads
 
 
-def _backend(backend: str, limits: Limits, features: Sequence[str]) -> backends.Choice:
-    for name, value in (("backend", backend), ("device", limits.device)):
+def _backend(backend: str, wanted: backends.Wanted) -> backends.Choice:
+    for name, value in (("backend", backend), ("device", wanted.device)):
         if not isinstance(value, str):
             raise InputError(Problem(name, "a name", repr(value)))
     try:
-        return backends.resolve(backend, backends.Wanted(limits.device, limits.dtype, limits.quantization, tuple(features)))
+        return backends.resolve(backend, wanted)
     except KernelError as error:
         raise BackendUnavailable(Problem(error.argument, error.expected, error.got)) from None
 

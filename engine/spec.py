@@ -64,6 +64,8 @@ class Alibi:
 Position = Table | Sinusoid | SharedTable | Absolute | Rotary | Alibi
 Activation = Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu"]  # gelu is exact (erf), gelu_tanh its usual approximation
 
+Pooler = Literal["tanh", "relu", "gelu"]  # of the dense layer before the labels of a whole sequence
+
 
 @dataclass(frozen=True)
 class AttentionSpec:
@@ -202,7 +204,7 @@ class Labels:
 
     labels: int
     pooled: bool
-    pooler: Literal["tanh", "relu"] | None = None
+    pooler: Pooler | None = None
 
 
 Shapes = dict[str, tuple[int, ...]]

@@ -1,7 +1,7 @@
 """The tokenizer.json of vocabularies that pretrained models come with: WordPiece, byte-level BPE and SentencePiece unigrams.
 
-Pieces and their order: BERT's vocab.txt, GPT-2's and RoBERTa's vocab.json with merges.txt, XLM-R's sentencepiece.bpe.model, whose numbers
-fairseq shifted by one behind <s>, <pad>, </s>, <unk>.
+Pieces and their order: BERT's vocab.txt, GPT-2's and RoBERTa's vocab.json with merges.txt, XLM-R's and CamemBERT's sentencepiece.bpe.model,
+whose numbers fairseq shifted: by one behind <s>, <pad>, </s>, <unk>, and by four behind tokens of which CamemBERT uses <pad> and <unk>.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from engine.errors import ConversionError, Problem
 
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 XLM_R_FIRST = ("<s>", "<pad>", "</s>", "<unk>")
+CAMEMBERT_FIRST = ("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED")
 UNIGRAM = 1  # trainer_spec.model_type of a SentencePiece model
 Field = tuple[int, Any]  # number, value: an integer, four bytes or a piece of the message
 
@@ -49,19 +50,22 @@ def byte_pairs(numbers: Mapping[str, int], merges: Sequence[tuple[str, str]], *,
     return str(backend.to_str())
 
 
-def unigrams(model: bytes, *, source: str) -> str:
-    """XLM-R: pieces 3 and on of a SentencePiece unigram model behind the four of fairseq, <mask> last. Raises ConversionError."""
+def unigrams(model: bytes, *, camembert: bool, source: str) -> str:
+    """XLM-R, CamemBERT: the pieces of a SentencePiece unigram model behind those of fairseq, <mask> last. Raises ConversionError."""
     pieces, charsmap, kind = _sentencepiece(model, source)
     if kind != UNIGRAM:
-        raise ConversionError(Problem("model_type", f"{UNIGRAM} (unigram), what XLM-R uses", str(kind)), source=source)
-    vocabulary = [(token, 0.0) for token in XLM_R_FIRST] + pieces[3:] + [("<mask>", 0.0)]
-    backend = Backend(models.Unigram(vocabulary, unk_id=3))
+        raise ConversionError(Problem("model_type", f"{UNIGRAM} (unigram), what XLM-R and CamemBERT use", str(kind)), source=source)
+    first, own = (CAMEMBERT_FIRST, pieces[1:]) if camembert else (XLM_R_FIRST, pieces[3:])  # SentencePiece's own first: <unk> <s> </s>
+    vocabulary = [(token, 0.0) for token in first] + own + [("<mask>", 0.0)]
+    numbers = {token: index for index, (token, _) in enumerate(vocabulary)}
+    backend = Backend(models.Unigram(vocabulary, unk_id=numbers["<unk>"]))
     table = [normalizers.Precompiled(charsmap)] if charsmap else []
     backend.normalizer = normalizers.Sequence([normalizers.Strip(left=False), *table, normalizers.Replace(Regex(" {2,}"), " ")])
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    backend.add_special_tokens([*XLM_R_FIRST, AddedToken("<mask>", lstrip=True)])
-    _between(backend, "<s>", "</s>", {"<s>": 0, "</s>": 2}, twice=True)
+    special = dict.fromkeys((*first, "<s>", "</s>"))
+    backend.add_special_tokens([*(token for token in special if token in numbers), AddedToken("<mask>", lstrip=True)])
+    _between(backend, "<s>", "</s>", numbers, twice=True)
     return str(backend.to_str())
 
 

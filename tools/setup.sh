@@ -4,12 +4,15 @@ set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 ready=.venv/headcount-ready
+# The CUDA kernels take nvcc minutes: only where a GPU would run them, unless ENGINE_CUDA=ON or OFF is said.
+if [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; then cuda=${ENGINE_CUDA:-AUTO}; else cuda=${ENGINE_CUDA:-OFF}; fi
 
 # What the installed project was made from: this folder, this interpreter, these files. Python files are used in place.
 state() {
     pwd
     "$python" --version
-    find pyproject.toml constraints.txt CMakeLists.txt kernels/CMakeLists.txt kernels/csrc tools/setup.sh -type f | LC_ALL=C sort | xargs cksum
+    echo "CUDA $cuda"
+    find pyproject.toml constraints.txt CMakeLists.txt kernels/CMakeLists.txt kernels/cuda.cmake kernels/csrc tools/setup.sh -type f | LC_ALL=C sort | xargs cksum
 }
 
 missing=""
@@ -65,6 +68,6 @@ install pip scikit-build-core pybind11 cmake ninja # the build below finds these
 install_torch
 echo "set-up: dependencies and build"
 install seqeval # a source package: built in an environment of its own, unlike ours
-install --no-build-isolation --editable '.[torch,prune,bench,dev]'
+install --no-build-isolation -Ccmake.define.ENGINE_CUDA="$cuda" -Ccmake.define.HEADCOUNT_EMULATED_CUDA=ON --editable '.[torch,prune,bench,dev]'
 echo "$state" >"$ready"
 echo "set-up: done"

@@ -13,11 +13,13 @@ from typing import Any
 
 from engine.checkpoint import Checkpoint, validate
 from engine.convert.base import ConversionReport, Converted, Converter
-from engine.convert.heads import read_heads
+from engine.convert.heads import read_heads, require_heads
+from engine.convert.hugging_face import CONVERTER as HUGGING_FACE
+from engine.convert.hugging_face import require_model_type
 from engine.convert.hugging_face_files import files_of, hugging_face_file, load_tensors, names_model_type
 from engine.convert.hugging_face_tokenizer import read_hugging_face_tokenizer
 from engine.convert.source_tokenizer import VOCABULARIES, read_tokenizer
-from engine.errors import ConversionError, InputError, Problem
+from engine.errors import ConversionError, Problem
 from engine.strict_json import parse_json, read_bytes
 from engine.surgery import mask, prune
 
@@ -50,17 +52,17 @@ def read_source(
     """
     file = _checkpoint_file(Path(path))
     given = _json_values(options, "options", file.name)
+    if any(name == HUGGING_FACE.name for name, *_ in _entries(format)) and names_model_type(config, file):
+        format = HUGGING_FACE.name
+        require_model_type(_config(config, HUGGING_FACE, file), file.name)  # before a large file is read
     loaded = load_tensors(file)
-    if format == "auto" and names_model_type(config, file):
-        format = "huggingface"  # so that a layout nobody knows is told by its model_type
     converter = _converter(format, list(loaded.tensors), file.name)
     settings = _config(config, converter, file)
     vocab = given.pop("vocab", None)
     converted = converter.read(loaded.tensors, settings, given, file)
     _check(converted.checkpoint, file.name)
     chosen = _apply_heads(converted, heads, mask if masked else prune)
-    if converter.name == "huggingface" and not any(layer.attention.heads for layer in chosen.spec.layers):
-        raise InputError(Problem("heads", "at least one head left in the model", "none: all are pruned"), source=file.name)
+    require_heads(chosen.spec, file.name)
     if converter.name == "huggingface" and vocab is None:
         tokenizer = read_hugging_face_tokenizer(settings["model_type"], file, converted.notes)
     else:
@@ -115,8 +117,7 @@ def _checkpoint_file(path: Path) -> Path:
 
 def _converter(format: str, names: Sequence[str], source: str) -> Converter:
     """The converter the user named, or the one that recognises the tensors' names."""
-    wanted = str(format).lower().replace("_", "-")
-    table = [entry for entry in FORMATS if wanted in ("auto", entry[0], *entry[2])]
+    table = _entries(format)
     if not table:
         raise ConversionError(Problem("format", "auto, " + ", ".join(formats()), repr(format)), source=source)
     converters: list[Converter] = [import_module(module).CONVERTER for _, module, _, _ in table]
@@ -127,6 +128,12 @@ def _converter(format: str, names: Sequence[str], source: str) -> Converter:
     shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     found = f"the tensors of {' and '.join(c.name for c in recognised)}" if recognised else shown
     raise ConversionError(Problem("format", looked_for, found), source=source, hint="see the support table in README.md")
+
+
+def _entries(format: str) -> list[tuple[str, str, tuple[str, ...], str]]:
+    """Rows of FORMATS that a user's name means: all for auto."""
+    wanted = str(format).lower().replace("_", "-")
+    return [entry for entry in FORMATS if wanted in ("auto", entry[0], *entry[2])]
 
 
 def _config(config: Any, converter: Converter, file: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import InputError, Problem
+from engine.spec import Absolute, ModelSpec
 from engine.strict_json import parse_json, read_bytes
 
 FORMS = "a JSON object {layer: [pruned heads]}, a list of kept heads for each layer, or an array [layers, heads]"
@@ -31,7 +32,8 @@ def read_heads(heads: Any, layers: int, source_heads: Sequence[int] | int) -> He
     """Read a choice of heads for `layers` layers that have `source_heads` heads, each or one number per layer.
 
     heads: a Python value or the path of a .json, .npy or .pt file. {layer: [PRUNED]} names what goes, layers not named keep all; a list of
-    lists names what is KEPT in each layer; an array [layers, heads] keeps where it is not zero, and its values are the heads' scales.
+    lists names what is KEPT in each layer; an array [layers, heads] keeps where it is not zero, and its values are the heads' scales. A .pt
+    file holds one such tensor (bertology, DSP's mask<K>.pt), or TextPruner's pair of a mask of heads and one of feed-forwards.
     Raises InputError with everything wrong in it, ConversionError for a .pt file that cannot be read.
     """
     counts = (source_heads,) * layers if isinstance(source_heads, int) else tuple(source_heads)
@@ -44,6 +46,13 @@ def read_heads(heads: Any, layers: int, source_heads: Sequence[int] | int) -> He
     if problems:
         raise InputError(problems, source=source, hint=f"heads takes {FORMS}")
     return choice
+
+
+def require_heads(spec: ModelSpec, source: str) -> None:
+    """Raise InputError where no head is left of a model whose attention has nothing beside its heads' (BERT and its kin, GPT-2)."""
+    attentions = [layer.attention for layer in spec.layers]
+    if all(isinstance(a.position, Absolute) and not a.heads for a in attentions):
+        raise InputError(Problem("heads", "at least one head left in the model", "none: all are pruned"), source=source)
 
 
 def _choice(heads: Any, counts: tuple[int, ...], problems: list[Problem]) -> HeadChoice:
@@ -152,6 +161,6 @@ def _read_npy(path: Path) -> np.ndarray:
 
 
 def _read_pt(path: Path) -> np.ndarray:
-    from engine.convert.pickles import load_array  # needs torch
+    from engine.convert.pickles import load_head_mask  # needs torch
 
-    return load_array(path)
+    return load_head_mask(path)

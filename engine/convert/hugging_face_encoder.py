@@ -1,4 +1,4 @@
-"""BERT (arXiv 1810.04805), RoBERTa and XLM-R (1907.11692, 1911.02116) and DistilBERT (1910.01108) → Checkpoint.
+"""BERT (arXiv 1810.04805), RoBERTa and XLM-R (1907.11692, 1911.02116), ELECTRA (2003.10555), DistilBERT (1910.01108) → Checkpoint.
 
 h = norm(word + position + token type); per layer h = norm(h + attention), h = norm(h + feed-forward); no mask but padding, no final norm.
 """
@@ -11,16 +11,15 @@ from engine.checkpoint import Checkpoint
 from engine.convert.base import Settings, SourceTensors
 from engine.convert.hugging_face_heads import Heads, read_heads
 from engine.convert.hugging_face_names import Family, read_activation
-from engine.convert.hugging_face_tasks import Weights, read_head, read_task
-from engine.spec import Absolute, Activation, AttentionSpec, Cluster, Embedding, FeedForward, LayerSpec, ModelSpec
+from engine.convert.hugging_face_tasks import Weights, read_head
+from engine.spec import Absolute, Activation, AttentionSpec, Cluster, Embedding, FeedForward, LayerSpec, ModelSpec, Task
 
 Kept = tuple[tuple[int, ...], ...]
 
 
-def read_encoder(family: Family, source: SourceTensors, settings: Settings, notes: list[str]) -> tuple[Checkpoint, Kept]:
+def read_encoder(family: Family, task: Task, source: SourceTensors, settings: Settings, notes: list[str]) -> tuple[Checkpoint, Kept]:
     """The whole model; problems of tensors and settings are collected in both."""
     prefix = f"{family.prefix}." if any(name.startswith(f"{family.prefix}.") for name in source.names()) else ""
-    _refuse_variants(settings)
     layers = source.count(prefix + family.layers)
     if not layers:
         source.shape(f"{prefix}{family.layers}0.{family.layer['attention.query']}.weight", 2)  # says that there is none
@@ -38,23 +37,12 @@ def read_encoder(family: Family, source: SourceTensors, settings: Settings, note
     settings.agree(family.settings["hidden"], hidden, "columns of the word embeddings")
     settings.agree(family.settings["layers"], layers, "layers in the file")
     settings.agree(family.settings["vocab"], vocab, "rows of the word embeddings")
-    task = read_task(settings, source)
     head, of_head = read_head(task, family, prefix, source, settings, weights["embedding.0"], activation)
     if settings.has("task") and prefix and (others := source.ignore_outside(prefix)):
         notes.append(f"task {task} was asked for: {', '.join(others)} not read")
     specs = tuple(layer_spec(heads, kept, width, activation, eps) for kept, width in zip(heads.kept, widths, strict=True))
     spec = ModelSpec(hidden, vocab, specs, embedding, head, task)
     return Checkpoint(spec, {**weights, **of_head}), heads.kept
-
-
-def _refuse_variants(settings: Settings) -> None:
-    """What the layouts can be told to do and this converter does not."""
-    kind = settings.value("position_embedding_type")
-    if kind not in (None, "absolute"):
-        settings.problem("config position_embedding_type", "absolute, the only one converted", repr(kind)[:60])
-    for name in ("is_decoder", "add_cross_attention"):
-        if settings.value(name):
-            settings.problem(f"config {name}", "false: encoders are converted without a decoder's parts", "true")
 
 
 def _embedding(family: Family, prefix: str, source: SourceTensors, settings: Settings) -> tuple[Weights, Embedding]:

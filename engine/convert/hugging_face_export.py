@@ -80,9 +80,14 @@ def layout(checkpoint: Checkpoint) -> tuple[dict[str, Any], Tensors]:
     }
     config = {name: value for name, value in given.items() if name not in HEAD_SETTINGS}
     config["pruned_heads"] = {index: heads for index, heads in removed.items() if heads}
-    config["architectures"] = [_architecture(spec, config)]
     if not config["pruned_heads"]:
         del config["pruned_heads"]
+    trained = checkpoint.provenance.get("labels") if isinstance(spec.head, Labels) else None  # of a head that was trained here
+    if isinstance(trained, list):
+        config.pop("num_labels", None)
+        config["id2label"] = {str(index): name for index, name in enumerate(trained)}
+        config["label2id"] = {name: index for index, name in enumerate(trained)}
+    config["architectures"] = [_architecture(spec, config, trained is not None)]
     weights = dict(checkpoint.weights)
     for index, layer in enumerate(spec.layers):
         _write_out(weights, index, layer.attention.heads * layer.attention.head_dim, spec.hidden)
@@ -103,13 +108,13 @@ def _problems(spec: ModelSpec) -> list[Problem]:
     return problems
 
 
-def _architecture(spec: ModelSpec, config: Mapping[str, Any]) -> str:
-    """The source's own, or where it had none or was converted for another task, the one of that task."""
+def _architecture(spec: ModelSpec, config: Mapping[str, Any], trained: bool) -> str:
+    """The source's own where its head is written, all of it; else the one of the task."""
     given = (config.get("architectures") or [""])[0]
     if spec.task == "causal_lm":
         return "GPT2LMHeadModel"
     ending = max((ending for ending in ENDINGS if given.endswith(ending)), key=len, default="")
-    if ending and ENDINGS[ending] == spec.task:
+    if ending and ENDINGS[ending] == spec.task and ending != "ForPreTraining" and not trained:
         return str(given)
     classes = {"xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
     stem = given.removesuffix(ending) or classes.get(config["model_type"], "") or FAMILIES[config["model_type"]].classes
@@ -153,11 +158,8 @@ def _head(family: Family, spec: ModelSpec, architecture: str) -> dict[str, str]:
         labels = "qa_outputs" if architecture.endswith("ForQuestionAnswering") else "classifier"
         if not spec.head.pooled:
             return _both("head.labels", labels)
-        if family.prefix == "bert":
-            return _both("head.pooler", "bert.pooler.dense") | _both("head.labels", labels)
-        if family.prefix == "roberta":
-            return _both("head.pooler", "classifier.dense") | _both("head.labels", "classifier.out_proj")
-        return _both("head.pooler", "pre_classifier") | _both("head.labels", labels)
+        dense, classes, _ = family.pooled
+        return _both("head.pooler", dense) | _both("head.labels", classes)
     if not isinstance(spec.head, Vocabulary):
         return {}
     dense, norm, bias, decoder = family.masked

@@ -15,15 +15,8 @@ from engine.convert.base import Settings, SourceTensors
 from engine.convert.hugging_face_encoder import layer_spec
 from engine.convert.hugging_face_heads import Heads, read_heads
 from engine.convert.hugging_face_names import read_activation
-from engine.spec import (
-    Activation,
-    Cluster,
-    Embedding,
-    LayerSpec,
-    ModelSpec,
-    OutputCluster,
-    Vocabulary,
-)
+from engine.convert.hugging_face_tasks import is_tied
+from engine.spec import Activation, Cluster, Embedding, LayerSpec, ModelSpec, OutputCluster, Task, Vocabulary
 
 Weights = dict[str, np.ndarray]
 PREFIX = "transformer."
@@ -34,7 +27,6 @@ ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model")  # the bare one has the same he
 def read_gpt2(source: SourceTensors, settings: Settings, notes: list[str]) -> tuple[Checkpoint, tuple[tuple[int, ...], ...]]:
     """The whole model; problems of tensors and settings are collected in both."""
     prefix = PREFIX if any(name.startswith(PREFIX) for name in source.names()) else ""
-    _refuse_variants(settings)
     layers = source.count(f"{prefix}h.")
     if not layers:
         source.shape(f"{prefix}h.0.attn.c_attn.weight", 2)  # says that there is none
@@ -58,10 +50,9 @@ def read_gpt2(source: SourceTensors, settings: Settings, notes: list[str]) -> tu
     }
     for index, name in enumerate(names):
         weights |= _layer(source, name, f"layers.{index}.", hidden, len(heads.kept[index]) * heads.head_dim, widths[index])
-    tied = settings.boolean("tie_word_embeddings", True)
+    tied = is_tied(source, settings, "lm_head.weight", weights["embedding.0"])
     if not tied:
         weights["head.0"] = source.take("lm_head.weight", (vocab, hidden))
-    source.ignore("lm_head.weight")  # a tied one stands in .bin files again
     head = Vocabulary((OutputCluster(vocab, hidden, False, tied, False),), "ascending", "hidden", bias=False)
     activation, eps = read_activation(settings, "activation_function", "gelu_new"), settings.number("layer_norm_epsilon", 1e-5)
     specs = tuple(
@@ -73,14 +64,15 @@ def read_gpt2(source: SourceTensors, settings: Settings, notes: list[str]) -> tu
     return Checkpoint(spec, weights), heads.kept
 
 
-def _refuse_variants(settings: Settings) -> None:
-    if settings.value("add_cross_attention"):
-        settings.problem("config add_cross_attention", "false: no encoder beside it is converted", "true")
+def read_gpt2_task(settings: Settings) -> Task:
+    """causal_lm, the only one converted: an architecture or an option of another is a problem."""
     architectures = settings.value("architectures")
     if architectures and not (isinstance(architectures, list) and architectures[0] in ARCHITECTURES):
-        settings.problem("config architectures", " or ".join(ARCHITECTURES), repr(architectures)[:80])
+        expected = f"{' or '.join(ARCHITECTURES)}, the language model; no other head of GPT-2 is converted"
+        settings.problem("config architectures", expected, repr(architectures)[:80])
     if settings.value("task") not in (None, "causal_lm"):
         settings.problem("option task", "causal_lm for GPT-2", repr(settings.value("task"))[:60])
+    return "causal_lm"
 
 
 def _score_scale(settings: Settings, layer: int, head_dim: int) -> float:

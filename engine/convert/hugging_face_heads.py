@@ -69,7 +69,7 @@ def _sizes(settings: Settings, heads_name: str, hidden: int, rows: Sequence[tupl
         if not settings.has("head_dim") and hidden % source_heads:
             settings.problem(heads_name, f"a divisor of the hidden size {hidden}", str(source_heads))
         return source_heads, settings.integer("head_dim", max(hidden // source_heads, 1), least=1)
-    counts = next((found for name in COUNTS if (found := _counts(settings, name, len(rows)))), {})
+    counts = next((found for name in COUNTS if (found := _counts(settings, name, len(rows)))), None) or _named(settings, len(rows))
     shown = {size // counts[layer] for layer, (_, size) in enumerate(rows) if counts.get(layer) and size % counts[layer] == 0}
     if not settings.has("head_dim") and len(shown) != 1:
         return settings.integer(heads_name, least=1), 1  # says that nothing gives it
@@ -110,10 +110,22 @@ def _per_layer(settings: Settings, layers: int, head_dim: int) -> dict[int, Mapp
         for name, value in entry.items():
             if (name == "skip" and not value) or (name == "head_dim" and value == head_dim):
                 continue
-            if name not in PER_LAYER or not _whole(value):
+            if name == "skip":
+                settings.problem(
+                    f"{where}: skip", "nothing: a layer whose attention is left out has num_attention_heads 0", repr(value)[:60]
+                )
+            elif name not in PER_LAYER or not _whole(value):
                 settings.problem(f"{where}: {name}", f"a number for one of {', '.join(PER_LAYER)}", repr(value)[:60])
         entries[layer] = entry
     return entries
+
+
+def _named(settings: Settings, layers: int) -> dict[int, int]:
+    """Heads by layer of a per_layer_config, before the size of a head is known; what is wrong in it is told by _per_layer."""
+    given = settings.value("per_layer_config")
+    entries = given.items() if isinstance(given, Mapping) else ()
+    rows = {_layer_number(key): row for key, row in entries if isinstance(row, Mapping)}
+    return {layer: rows[layer][name] for layer in range(layers) if layer in rows for name in PER_LAYER[:3] if _whole(rows[layer].get(name))}
 
 
 def _per_layer_counts(entries: Mapping[int, Mapping[str, Any]], layers: int, source_heads: int) -> dict[int, int]:
@@ -143,12 +155,17 @@ def _by_layer(settings: Settings, name: str, given: Any, layers: int) -> dict[in
         return {}
     entries: dict[int, Any] = {}
     for key, value in given.items():
-        layer = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10 else -1
+        layer = _layer_number(key)
         if not 0 <= layer < layers or layer in entries:
             settings.problem(f"config {name}: layer {key!r}", f"each layer from 0 to {layers - 1} at most once", repr(value)[:60])
         else:
             entries[layer] = value
     return entries
+
+
+def _layer_number(key: Any) -> int:
+    """-1 for what is none."""
+    return int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10 else -1
 
 
 def _numbers(settings: Settings, where: str, given: Any, source_heads: int) -> list[int]:

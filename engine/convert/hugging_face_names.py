@@ -1,6 +1,6 @@
 """What the Hugging Face families call their tensors, settings and activations.
 
-Layouts as written by transformers 4 and 5 (github.com/huggingface/transformers, models/bert, roberta, xlm_roberta, distilbert, gpt2).
+Layouts as written by transformers 4 and 5 (github.com/huggingface/transformers, models/ of those names).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine.convert.base import Settings
-from engine.spec import Activation
+from engine.spec import Activation, Pooler
 
 ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
@@ -91,6 +91,8 @@ class Family:
         "cls.predictions.decoder",
     )
     masked_activation: Activation | None = None  # of the masked head, where it is not the layers'
+    pooled: tuple[str, str, Pooler] = ("bert.pooler.dense", "classifier", "tanh")  # of sequence classification: dense, labels, activation
+    discriminates: bool = False  # pre-trained to tell replaced tokens, not to predict words
 
 
 BERT = Family("bert")
@@ -100,6 +102,15 @@ ROBERTA = Family(
     classes="Roberta",
     masked=("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"),
     masked_activation="gelu",
+    pooled=("classifier.dense", "classifier.out_proj", "tanh"),
+)
+ELECTRA = Family(
+    "electra",
+    classes="Electra",
+    masked=("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias", "generator_lm_head"),
+    masked_activation="gelu",
+    pooled=("classifier.dense", "classifier.out_proj", "gelu"),
+    discriminates=True,
 )
 DISTILBERT = Family(
     "distilbert",
@@ -109,8 +120,12 @@ DISTILBERT = Family(
     settings=DISTIL_SETTINGS,
     classes="DistilBert",
     masked=("vocab_transform", "vocab_layer_norm", "vocab_projector.bias", "vocab_projector"),
+    pooled=("pre_classifier", "classifier", "relu"),
 )
-FAMILIES = {"bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA, "camembert": ROBERTA, "distilbert": DISTILBERT}
+FAMILIES = {
+    **{"bert": BERT, "roberta": ROBERTA, "xlm-roberta": ROBERTA, "camembert": ROBERTA},
+    **{"distilbert": DISTILBERT, "electra": ELECTRA},
+}
 
 GPT2_SETTINGS = (
     *("n_layer", "n_embd", "n_head", "n_inner", "n_positions", "vocab_size", "activation_function", "layer_norm_epsilon"),
@@ -129,7 +144,7 @@ ENDINGS = {  # what an architecture's name ends with → task; the longest endin
 HEAD_SETTINGS = ("pruned_heads", "per_layer_config", "num_attention_heads_per_layer", "layer_head_num", "kept_heads", "head_dim")
 MEANT = (  # settings read for every family beside its own
     *("model_type", "architectures", "pad_token_id", "position_embedding_type", "tie_word_embeddings", "is_decoder", "add_cross_attention"),
-    *("id2label", "num_labels", *HEAD_SETTINGS),
+    *("id2label", "num_labels", "embedding_size", *HEAD_SETTINGS),
 )
 WITHOUT_MEANING = (  # of training, generation, other frameworks and bookkeeping: nothing a forward pass depends on
     *("_name_or_path", "_attn_implementation_autoset", "_commit_hash", "attention_probs_dropout_prob", "attention_dropout"),

@@ -15,11 +15,14 @@ Head = Vocabulary | Labels | None
 Weights = dict[str, np.ndarray]
 
 POOLER = "pooler.dense"
+DISCRIMINATOR = "discriminator_predictions"  # ELECTRA's own head, which nothing here asks for
 OTHER_HEADS = ("cls.seq_relationship.weight", "cls.seq_relationship.bias")  # next-sentence prediction, which nothing here asks for
 
 
-def read_task(settings: Settings, source: SourceTensors) -> Task:
+def read_task(family: Family, source: SourceTensors, settings: Settings, notes: list[str]) -> Task:
     """The option `task`, or what the architecture is called, or what the tensors of the head show."""
+    if family.discriminates and any(name.startswith(f"{DISCRIMINATOR}.") for name in source.names()):
+        notes.append(f"{DISCRIMINATOR} not read: the head that tells replaced tokens")
     tasks: dict[str, Task] = {name: name for name in get_args(Task) if name != "causal_lm"}
     asked = settings.value("task")
     if asked is not None:
@@ -35,7 +38,8 @@ def read_task(settings: Settings, source: SourceTensors) -> Task:
     if not found:
         settings.problem("config architectures", f"a name that ends with {', '.join(ENDINGS)}", repr(architectures)[:80])
         return "hidden"
-    return found[max(found, key=len)]
+    ending = max(found, key=len)
+    return "hidden" if family.discriminates and ending == "ForPreTraining" else found[ending]
 
 
 def _task_of_tensors(source: SourceTensors) -> Task:
@@ -46,8 +50,9 @@ def _task_of_tensors(source: SourceTensors) -> Task:
         return "sequence_classification" if pooled else "token_classification"
     if "classifier.out_proj.weight" in source:
         return "sequence_classification"
-    vocabulary = ("cls.predictions.bias", "lm_head.bias", "vocab_projector.bias", "cls.predictions.transform.dense.weight")
-    return "masked_lm" if any(name in source for name in vocabulary) else "hidden"
+    biases = ("cls.predictions.bias", "lm_head.bias", "vocab_projector.bias", "generator_lm_head.bias")
+    vocabulary = any(name in source for name in (*biases, "cls.predictions.transform.dense.weight"))
+    return "masked_lm" if vocabulary else "hidden"
 
 
 def read_head(
@@ -61,22 +66,22 @@ def read_head(
     if task == "token_classification":
         return _labels(source, settings, "qa_outputs" if "qa_outputs.weight" in source else "classifier", hidden, Labels(1, False))
     if task == "sequence_classification":
-        if family.prefix == "bert":
-            return _labels(source, settings, "classifier", hidden, Labels(1, True, "tanh"), prefix + POOLER)
-        if family.prefix == "roberta":
-            return _labels(source, settings, "classifier.out_proj", hidden, Labels(1, True, "tanh"), "classifier.dense")
-        return _labels(source, settings, "classifier", hidden, Labels(1, True, "relu"), "pre_classifier")
+        dense, labels, activated = family.pooled
+        return _labels(source, settings, labels, hidden, Labels(1, True, activated), dense if prefix else dense.removeprefix("bert."))
     return None, {}
 
 
 def _ignore_others(task: Task, family: Family, prefix: str, source: SourceTensors) -> None:
-    """A pooler nothing reads, and the second head of a pre-training checkpoint."""
+    """A pooler nothing reads, and what pre-training has beside the words it predicts."""
     pooler_read = task == "sequence_classification" and family.prefix == "bert"
     for part in () if pooler_read else ("weight", "bias"):
         source.ignore(f"{prefix}{POOLER}.{part}")
     if task == "masked_lm":
         for name in OTHER_HEADS:
             source.ignore(name)
+    for part in ("dense", "dense_prediction") if family.discriminates else ():
+        source.ignore(f"{DISCRIMINATOR}.{part}.weight")
+        source.ignore(f"{DISCRIMINATOR}.{part}.bias")
 
 
 def _labels(
@@ -109,11 +114,30 @@ def _masked(
         "head.transform_norm": source.take(f"{norm}.weight", (hidden,)),
         "head.transform_norm_bias": source.take(f"{norm}.bias", (hidden,)),
     }
-    tied = settings.boolean("tie_word_embeddings", True)
+    tied = is_tied(source, settings, f"{decoder}.weight", words)
     if not tied:
         weights["head.0"] = source.take(f"{decoder}.weight", (vocab, hidden))
-    source.ignore(f"{decoder}.weight")  # a tied one stands in .bin files again
-    weights["head.0.bias"] = source.take(bias if bias in source else f"{decoder}.bias", (vocab,))
-    source.ignore(f"{decoder}.bias")
+    weights["head.0.bias"] = _decoder_bias(source, settings, bias, f"{decoder}.bias", vocab, tied)
     cluster = OutputCluster(vocab, hidden, projected=False, tied=tied, tied_projection=False)
     return Vocabulary((cluster,), "ascending", "hidden", transform=family.masked_activation or activation), weights
+
+
+def is_tied(source: SourceTensors, settings: Settings, decoder: str, words: np.ndarray) -> bool:
+    """Whether the output rows are the words' own, as the setting says; a stored `decoder` that differs from them contradicts it."""
+    if not settings.boolean("tie_word_embeddings", True):
+        return False
+    stored = source.optional(decoder, words.shape)  # .bin files hold the words again
+    if stored is not None and source.sound(decoder) and not np.array_equal(stored, words):
+        expected = f"false, for {decoder} differs from the word embeddings: transformers 4 leaves it unused, 5 uses it"
+        settings.problem("config tie_word_embeddings", expected, "true")
+    return True
+
+
+def _decoder_bias(source: SourceTensors, settings: Settings, shared: str, own: str, vocab: int, tied: bool) -> np.ndarray:
+    """One bias by two names; transformers 5 trains and stores both where the words are not tied, and adds the decoder's own."""
+    if own == shared or own not in source:
+        return source.take(shared, (vocab,))
+    bias, other = source.take(own, (vocab,)), source.optional(shared, (vocab,))
+    if tied and other is not None and source.sound(own) and source.sound(shared) and not np.array_equal(bias, other):
+        settings.problem(own, f"the numbers of {shared}, which it is tied to", "others")
+    return bias

@@ -65,6 +65,27 @@ def load_array(path: Path) -> np.ndarray:
     return array
 
 
+def load_head_mask(path: Path) -> np.ndarray:
+    """A mask of heads: the file's one tensor, or the first of TextPruner's two, whose second may take nothing from the feed-forwards.
+
+    Raises ConversionError as load_array does, and where the second mask would be lost.
+    """
+    _check_file(path)
+    value = _torch_load(path)
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not _is_tensor(value[0]):
+        return load_array(path)
+    problems: list[Problem] = []
+    size = path.stat().st_size
+    heads = _to_array("head mask", value[0], size, problems)
+    inner = None if value[1] is None else _to_array("feed-forward mask", value[1], size, problems)
+    if inner is not None and (cut := int((inner == 0).sum())):
+        problems.append(Problem("feed-forward mask", "none, or ones: only heads are pruned here", f"{cut} zeros"))
+    if heads is None or problems:
+        raise ConversionError(problems, source=path.name, hint="save the mask of the heads alone: torch.save(masks[0], 'heads.pt')")
+    _check_records(path, [held for held in value if held is not None])
+    return heads
+
+
 def _check_file(path: Path) -> None:
     try:
         if not path.exists():

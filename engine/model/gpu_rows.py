@@ -16,6 +16,7 @@ class Rows:
     """slots, positions, order [rows] int64: each row's slot, its position, 0 .. rows - 1.
 
     single: sequences of one row, which read their rings; several: the others, which read rings and new rows; None where there are none.
+    Of a bidirectional stack, which reads no rings, `several` is all of them.
     """
 
     slots: torch.Tensor
@@ -28,15 +29,14 @@ class Rows:
     _tails: dict[int, torch.Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def of(batch: Batch, device: torch.device) -> Rows:
+    def of(batch: Batch, device: torch.device, *, causal: bool) -> Rows:
         """All of a batch by one copy to the device."""
-        ends, several = np.cumsum(batch.lengths), batch.lengths > 1
+        ends, several = np.cumsum(batch.lengths), batch.lengths > (1 if causal else 0)
         firsts, order = ends - batch.lengths, np.arange(len(batch.ids))
         parts = [np.repeat(batch.slots, batch.lengths), order - np.repeat(firsts - batch.starts, batch.lengths), order]
         for chosen in (~several, several):
             parts += [firsts[chosen], batch.lengths[chosen], batch.slots[chosen], batch.starts[chosen]]
-        packed = torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
-        slots, positions, rows, *split = torch.split(packed, [len(part) for part in parts])
+        slots, positions, rows, *split = _copied(parts, device)
         single, others = _sequences(*split[:4]), _sequences(*split[4:])
         return Rows(slots, positions, rows, single, others, batch.lengths[several], ends[several])
 
@@ -46,6 +46,17 @@ class Rows:
             kept = [np.arange(end - min(length, capacity), end) for end, length in zip(self._ends, self.lengths, strict=True)]
             self._tails[capacity] = torch.from_numpy(np.concatenate(kept)).to(self.order.device)
         return self._tails[capacity]
+
+
+def _copied(parts: list[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """Whole numbers on the device by one copy, each part at a multiple of 16 bytes: kernels are compiled apart for any other place."""
+    firsts = np.cumsum([0, *(len(part) + len(part) % 2 for part in parts)])
+    packed = np.zeros(firsts[-1], np.int64)
+    places = [slice(first, first + len(part)) for first, part in zip(firsts[:-1], parts, strict=True)]
+    for place, part in zip(places, parts, strict=True):
+        packed[place] = part
+    there = torch.from_numpy(packed).to(device)
+    return [there[place] for place in places]
 
 
 def _sequences(first_rows: torch.Tensor, lengths: torch.Tensor, slots: torch.Tensor, starts: torch.Tensor) -> Sequences | None:

@@ -13,7 +13,7 @@ from engine.model.gpu_rows import Rows
 from engine.model.gpu_vocabulary import GpuVocabulary
 from engine.model.gpu_weights import Storage, stacked, tables_in
 from engine.model.plan import LayerPlan, Stack
-from engine.model.runner import Batch, Folded, StepResult
+from engine.model.runner import Batch, Folded, StepResult, position_rows
 from engine.model.slots import Slots
 from engine.model.torch_cache import Groups, Rings, Start
 from engine.model.torch_runner import give_tap, start_of, tables_of, visibility
@@ -70,15 +70,16 @@ class GpuRunner:
 
     def step(self, batch: Batch) -> StepResult:
         with torch.no_grad(), self._on_device():
-            self._slots.advance(batch)
-            hidden = self.vocabulary.embed_tokens(batch.ids)  # [rows, hidden]
-            if batch.tap is None and len(batch.ids) == len(batch.slots):
+            if self.stack.causal:
+                self._slots.advance(batch)
+            hidden = self.vocabulary.embed(batch.ids, position_rows(batch, self.stack.embedding), batch.token_types)  # [rows, hidden]
+            if self.stack.causal and batch.tap is None and len(batch.ids) == len(batch.slots):
                 if batch.want == "next":
                     return StepResult(next=TorchNextToken(self.vocabulary, *self._next(hidden, batch.slots, batch.starts)))
                 (hidden,) = self._decode(hidden, batch.slots, batch.starts)
             else:
                 give_tap(batch, -1, hidden)
-                hidden = self._all_layers(hidden, Rows.of(batch, self.device), batch)
+                hidden = self._all_layers(hidden, Rows.of(batch, self.device, causal=self.stack.causal), batch)
             return self.vocabulary.result(self.vocabulary.finish(hidden), batch, Groups(batch, self.device))
 
     def _on_device(self) -> AbstractContextManager[object]:
@@ -131,17 +132,17 @@ class GpuLayer:
         self.kernels = kernels
         self.weight_bytes = sum(matrix.nbytes for matrix in matrices.values())
         self.bytes_of_a_ring = 0  # keys and values of one sequence that a step reads
-        self.start: Start | None = None  # a layer without heads keeps nothing
+        self.start: Start | None = None  # a layer without heads keeps nothing, nor does a bidirectional one
         self.output_bias = weights.get("attention.output_bias")
         self.attention_norm = Norm(weights["attention_norm"], weights["attention_norm_bias"], plan.norm_eps)
         if plan.attention is not None:
             start = start_of(plan.attention, weights)
-            assert isinstance(start, Start)  # the probe refuses bidirectional attention
-            self.start = start
+            self.start = start if isinstance(start, Start) else None
             self.see = visibility(plan.attention)
             self.tables = tables_in(tables_of(plan.attention, weights), matrices)
             self.capacity = self.see.reach + self.see.first  # a row's own key never displaces one it sees
-            self.bytes_of_a_ring = 2 * start.zero_key.nbytes * self.see.reach
+            if self.start is not None:
+                self.bytes_of_a_ring = 2 * self.start.zero_key.nbytes * self.see.reach
             self.qkv = stacked([matrices[f"attention.{name}"] for name in ("query", "key", "value")], plan.attention.heads)
             biases = [weights.get(f"attention.{name}_bias") for name in ("query", "key", "value")]
             self.qkv_bias = None if biases[0] is None else torch.stack([bias for bias in biases if bias is not None])
@@ -163,8 +164,20 @@ class GpuLayer:
 
     def _attention(self, hidden: torch.Tensor, norm: Norm | None, rows: Rows, rings: Rings | None) -> torch.Tensor:
         """hidden + attention(norm(hidden))."""
-        if rings is None:  # no head: no kernel
+        if self.plan.attention is None:  # no head: no kernel
             return hidden if self.output_bias is None else hidden + self.output_bias.float()
+        attended = self._whole(hidden, norm, rows) if rings is None else self._streamed(hidden, norm, rows, rings)
+        return self.kernels.project(attended.flatten(1), self.output, self.output_bias, residual=hidden)
+
+    def _whole(self, hidden: torch.Tensor, norm: Norm | None, rows: Rows) -> torch.Tensor:
+        """Rows [rows, H, D] that attend to whole sequences."""
+        assert rows.several is not None
+        new = self._packed(len(hidden)), self._packed(len(hidden))
+        query = self.kernels.project_heads(hidden, self.qkv, self.qkv_bias, norm, new, rows.order, rows.positions)
+        return self.kernels.attend_whole(query, new, rows.several, rows.lengths)
+
+    def _streamed(self, hidden: torch.Tensor, norm: Norm | None, rows: Rows, rings: Rings) -> torch.Tensor:
+        """Rows [rows, H, D] that attend to what their streams keep and to new rows, which are then kept."""
         kept = rings.keys, rings.values
         new = None if rows.several is None else (self._packed(len(hidden)), self._packed(len(hidden)))
         written, places = (kept, rows.slots) if new is None else (new, rows.order)
@@ -174,11 +187,11 @@ class GpuLayer:
         attended = self.kernels.attend(query, kept, new, rows.single, rows.several, rows.lengths, self.tables, self.see)
         if new is not None:
             self.kernels.write_rings(new, kept, rows.tail(self.capacity), rows.slots, rows.positions)
-        return self.kernels.project(attended.flatten(1), self.output, self.output_bias, residual=hidden)
+        return attended
 
     def _feed_forward(self, hidden: torch.Tensor, norm: Norm | None) -> torch.Tensor:
         """hidden + feed_forward(norm(hidden))."""
-        inner = self.kernels.project(hidden, self.up, self.up_bias, norm=norm, relu=True, dtype=self.up.dtype)
+        inner = self.kernels.project(hidden, self.up, self.up_bias, norm=norm, activation=self.plan.activation, dtype=self.up.dtype)
         return self.kernels.project(inner, self.down, self.down_bias, residual=hidden)
 
     def _packed(self, rows: int) -> torch.Tensor:

@@ -29,15 +29,15 @@ class GpuVocabulary(TorchVocabulary):
         self.weight_bytes = sum(held.nbytes for held in (*weights.values(), *matrices.values()))
         self._kernels = kernels
 
-    def embed_tokens(self, ids: np.ndarray) -> torch.Tensor:
-        """ids [rows] on the host, which sorts them into clusters → [rows, hidden] float32; nothing waits for the device."""
-        device = self.weights["embedding.0"].device
-        hidden = torch.empty((len(ids), self.stack.hidden), device=device)
+    def _rows(self, tokens: np.ndarray) -> torch.Tensor:
+        """[rows, hidden] float32; the host sorts tokens [rows] into clusters, so that nothing waits for the device."""
+        device = self.device
+        hidden = torch.empty((len(tokens), self.stack.hidden), device=device)
         for index, cluster in enumerate(self.stack.inputs):
-            inside = np.flatnonzero((ids >= cluster.start) & (ids < cluster.start + cluster.size))
+            inside = np.flatnonzero((tokens >= cluster.start) & (tokens < cluster.start + cluster.size))
             if not len(inside):
                 continue
-            rows = self.weights[f"embedding.{index}"][torch.from_numpy(ids[inside] - cluster.start).to(device)]
+            rows = self.weights[f"embedding.{index}"][torch.from_numpy(tokens[inside] - cluster.start).to(device)]
             if cluster.projected:
                 rows = self._kernels.project(rows, self._matrices[f"embedding.{index}.projection"])
             hidden[torch.from_numpy(inside).to(device)] = rows.float() * self.embedding_scale

@@ -121,6 +121,10 @@ class Stack:
             found["hidden states without a head"] = None
         return tuple(found)
 
+    def head_dims(self) -> tuple[int, ...]:
+        """The sizes of its heads, each once."""
+        return tuple(dict.fromkeys(layer.attention.head_dim for layer in self.layers if layer.attention is not None))
+
 
 def compile_stack(spec: ModelSpec) -> Stack:
     """The plan of a spec; raises Unsupported naming every variant that nothing implements yet."""

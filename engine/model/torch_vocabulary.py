@@ -27,7 +27,7 @@ class TorchVocabulary:
     def embed(self, ids: np.ndarray, positions: np.ndarray | None, token_types: np.ndarray | None) -> torch.Tensor:
         """ids, positions, token_types [rows] → [rows, hidden] float32: the tokens' rows, what the model adds to them, a norm."""
         plan = self.stack.embedding
-        hidden = self._rows(torch.from_numpy(ids).to(self.device))
+        hidden = self._rows(ids)
         if positions is not None:
             hidden = hidden + self.weights["embedding.positions"][torch.from_numpy(positions).to(self.device)].float()
         if plan.token_types:
@@ -37,9 +37,10 @@ class TorchVocabulary:
             return hidden
         return reference.layer_norm(hidden, self.weights["embedding.norm"], self.weights["embedding.norm_bias"], plan.norm_eps)
 
-    def _rows(self, ids: torch.Tensor) -> torch.Tensor:
+    def _rows(self, tokens: np.ndarray) -> torch.Tensor:
         """[rows, hidden] float32: each cluster's rows projected together, times the scale."""
-        hidden = torch.zeros((len(ids), self.stack.hidden), device=ids.device)
+        ids = torch.from_numpy(tokens).to(self.device)
+        hidden = torch.zeros((len(ids), self.stack.hidden), device=self.device)
         for index, cluster in enumerate(self.stack.inputs):
             inside = torch.nonzero((ids >= cluster.start) & (ids < cluster.start + cluster.size))[:, 0]
             if not len(inside):

@@ -28,6 +28,8 @@ class Choice:
 
 
 CPU_DTYPES = ("float32", "bfloat16")
+CUDA_DTYPES = ("bfloat16", "float16")
+LARGEST_CUDA_HEAD = 128
 QUANTIZATIONS = {"int8": ("triton", "cpu")}  # what weights may be quantised to → the backends that run it
 
 
@@ -35,22 +37,19 @@ QUANTIZATIONS = {"int8": ("triton", "cpu")}  # what weights may be quantised to 
 class Wanted:
     """What a load asks of a backend.
 
-    features: what the model needs beside causal attention in a window, by the names of engine/model/plan.py's Stack.features(); named:
-    whether the user asked for this very backend.
+    dtype: auto = whatever the backend prefers. features: what the model needs beside causal attention in a window, by the names of
+    engine/model/plan.py's Stack.features(); head_dims: sizes of its heads; named: whether the user asked for this very backend.
     """
 
     device: str = "auto"
-    dtype: str = "float32"
+    dtype: str = "auto"
     quantization: str | None = None
     features: tuple[str, ...] = ()
+    head_dims: tuple[int, ...] = ()
     named: bool = False
 
 
 Probe = Callable[[Wanted], str | None]
-
-
-def _probe_cuda(wanted: Wanted) -> str | None:
-    return "this version has no CUDA kernels"
 
 
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA's driver, AMD's, and either under WSL
@@ -65,7 +64,59 @@ def no_gpu() -> str | None:
 
 def interpreted() -> bool:
     """Whether Triton runs its interpreter instead of a GPU: TRITON_INTERPRET, read by Triton when it is first imported."""
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+    return _is_set("TRITON_INTERPRET")
+
+
+def emulated() -> bool:
+    """Whether the CUDA kernels run on a CPU that plays a GPU, for tests: ENGINE_CUDA_EMULATED."""
+    return _is_set("ENGINE_CUDA_EMULATED")
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on", "y")
+
+
+def _probe_cuda(wanted: Wanted) -> str | None:
+    if not wanted.named:
+        return "its kernels have not run on a GPU yet: it runs when named, backend='cuda'"
+    if importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed: pip install 'headcount[torch]'"
+    if (reason := _no_emulated_gpu(wanted) if emulated() else _no_nvidia_gpu(wanted)) is not None:
+        return reason
+    if wanted.features:
+        return f"does not run {', '.join(wanted.features)} yet"
+    if odd := [size for size in wanted.head_dims if size % 8 or size > LARGEST_CUDA_HEAD]:
+        return f"runs heads of 8, 16, … {LARGEST_CUDA_HEAD} numbers, and this model has heads of {odd[0]}; backend triton runs them"
+    if wanted.dtype not in ("auto", *CUDA_DTYPES):
+        return f"runs {' and '.join(CUDA_DTYPES)}, and dtype={wanted.dtype!r} was asked for; backend triton runs it"
+    return None
+
+
+def _no_emulated_gpu(wanted: Wanted) -> str | None:
+    if wanted.device not in ("auto", "cpu"):
+        return f"the emulated GPU (ENGINE_CUDA_EMULATED) is the CPU, and device={wanted.device!r} was asked for"
+    if importlib.util.find_spec("engine_kernels._cuda_emulated") is None:
+        return "the module _cuda_emulated is not there: install with the CMake option HEADCOUNT_EMULATED_CUDA=ON"
+    return None
+
+
+def _no_nvidia_gpu(wanted: Wanted) -> str | None:
+    if wanted.device == "cpu":
+        return "runs on GPUs, and device='cpu' was asked for"
+    if (reason := no_gpu()) is not None:
+        return reason
+    if importlib.util.find_spec("engine_kernels._cuda") is None:
+        return f"built without CUDA: {importlib.import_module('engine_kernels._native').without_cuda()}"
+    torch = importlib.import_module("torch")
+    if torch.version.hip is not None or not torch.cuda.is_available():
+        return "PyTorch sees no GPU of NVIDIA: this build of it is for another kind, or for none"
+    try:
+        capability = torch.cuda.get_device_capability("cuda" if wanted.device == "auto" else wanted.device)
+    except (AssertionError, RuntimeError, ValueError):
+        return f"PyTorch knows no GPU {wanted.device!r} here"
+    if capability < (8, 0):
+        return "needs compute capability 8.0 or newer, and this GPU has {}.{}; backend triton may run it".format(*capability)
+    return None
 
 
 def _probe_triton(wanted: Wanted) -> str | None:
@@ -73,8 +124,6 @@ def _probe_triton(wanted: Wanted) -> str | None:
         return "its tests have not run on a GPU yet: it runs when named, backend='triton'"
     if any(importlib.util.find_spec(module) is None for module in ("torch", "triton")):
         return "PyTorch and Triton are not both installed: pip install 'headcount[gpu]'"
-    if wanted.features:
-        return f"does not run {', '.join(wanted.features)} yet"
     if interpreted():
         if wanted.device not in ("auto", "cpu"):
             return f"Triton's interpreter (TRITON_INTERPRET) runs on the CPU, and device={wanted.device!r} was asked for"
@@ -92,7 +141,7 @@ def _probe_triton(wanted: Wanted) -> str | None:
 def _probe_cpu(wanted: Wanted) -> str | None:
     if wanted.device not in ("auto", "cpu"):
         return f"runs on the CPU only, and device={wanted.device!r} was asked for"
-    if wanted.dtype not in CPU_DTYPES:
+    if wanted.dtype not in ("auto", *CPU_DTYPES):
         return f"runs {' and '.join(CPU_DTYPES)}, and dtype={wanted.dtype!r} was asked for"
     try:
         native = importlib.import_module("engine_kernels.native")
@@ -125,6 +174,8 @@ TABLE: tuple[tuple[str, Probe], ...] = (
 
 def preferred_dtype(name: str) -> tuple[str, str]:
     """The dtype `auto` stands for on a backend, and why."""
+    if name == "cuda":
+        return "bfloat16", "auto: of the two that its kernels run, the one of float32's range"
     if name != "cpu":
         return "float32", "auto: exact"
     native = importlib.import_module("engine_kernels.native")

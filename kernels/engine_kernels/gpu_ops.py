@@ -6,7 +6,7 @@ The `triton` and `cuda` backends implement GpuKernels; engine/model/gpu_runner.p
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,13 +51,32 @@ class Norm:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Sequences of packed rows on the device, all [sequences]; the key of row j < 0 stands in slot (offset + j) mod capacity."""
+    """Sequences of packed rows on the device, all [sequences]; the key of row j < 0 stands in slot (offset + j) mod capacity.
+
+    tiles: a backend's lists of their tiles of rows, by rows of a tile, made by the first layer that needs them.
+    """
 
     first_rows: torch.Tensor
     lengths: torch.Tensor
     slots: torch.Tensor
     offsets: torch.Tensor
     positions: torch.Tensor
+    tiles: dict[int, Pair] = field(default_factory=dict)
+
+
+def row_tiles(sequences: Sequences, lengths: np.ndarray, tile_rows: int) -> Pair:
+    """The sequence and the first row of every tile of rows, no tile in two sequences; int32 [tiles] each. Listed once for all layers."""
+    if tile_rows not in sequences.tiles:
+        tiles = -(-lengths // tile_rows)
+        sequence = np.repeat(np.arange(len(lengths)), tiles)
+        row = (np.arange(len(sequence)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * tile_rows
+        device = sequences.first_rows.device
+        sequences.tiles[tile_rows] = _to(device, sequence), _to(device, row)
+    return sequences.tiles[tile_rows]
+
+
+def _to(device: torch.device, numbers: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(numbers.astype(np.int32)).to(device)
 
 
 def stored(matrix: Matrix | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -93,15 +112,25 @@ class GpuKernels(Protocol):
         """
         ...
 
+    def attend_whole(self, query: torch.Tensor, new: Pair, sequences: Sequences, lengths: np.ndarray) -> torch.Tensor:
+        """Attended rows [rows, H, D] in the dtype of the query: every row sees every row of its sequence, and nothing is kept.
+
+        new: keys and values [rows, H, 1, D]; lengths [sequences], on the host too, add up to rows.
+        """
+        ...
+
     def write_rings(self, new: Pair, rings: Pair, source_rows: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor) -> None:
         """New keys and values of source_rows, no two of one slot and place, into rings."""
         ...
 
     def project(
-        self, x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None = None, *, norm: Norm | None = None, relu: bool = False,
-        residual: torch.Tensor | None = None, dtype: torch.dtype = torch.float32,
+        self, x: torch.Tensor, weight: Matrix, bias: torch.Tensor | None = None, *, norm: Norm | None = None,
+        activation: str | None = None, residual: torch.Tensor | None = None, dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:  # fmt: skip
-        """residual + relu(norm(x) · weightᵀ + bias), each part where asked for; weight [columns, depth], result in `dtype`."""
+        """residual + activation(norm(x) · weightᵀ + bias), each part where asked for; weight [columns, depth], result in `dtype`.
+
+        activation: relu, gelu, gelu_tanh, quick_gelu or silu, as ops.py's feed_forward has them.
+        """
         ...
 
     def normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:

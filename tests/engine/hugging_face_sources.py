@@ -12,8 +12,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 Shapes = dict[str, tuple[int, ...]]
-CLASSES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "distilbert": "DistilBert", "gpt2": "GPT2"}
-PREFIXES = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "distilbert": "distilbert", "gpt2": "transformer"}
+CLASSES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert", "electra": "Electra"}
+CLASSES |= {"distilbert": "DistilBert", "gpt2": "GPT2"}
+PREFIXES = {"roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta", "gpt2": "transformer"}  # of others their own name
 LABELS = 5
 OFTEN = 0.3  # spread of the numbers: scores differ by several units, every term weighs
 
@@ -83,8 +84,9 @@ def encoder(kind: str = "bert", task: str = "ForTokenClassification", *, seed: i
         config = {"dim": d, "n_heads": heads, "n_layers": layers, "hidden_dim": width, "activation": "gelu", "sinusoidal_pos_embds": False}
     else:
         config = {"hidden_size": d, "num_attention_heads": heads, "num_hidden_layers": layers, "intermediate_size": width}
-        config |= {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "type_vocab_size": 2 if kind == "bert" else 1}
-    pad = 0 if kind in ("bert", "distilbert") else 1
+        config |= {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "type_vocab_size": 2 if kind in ("bert", "electra") else 1}
+        config |= {"embedding_size": d} if kind == "electra" else {}
+    pad = 0 if kind in ("bert", "distilbert", "electra") else 1
     config |= {"max_position_embeddings": positions, "vocab_size": vocab, "pad_token_id": pad, "model_type": kind}
     config |= {"architectures": [CLASSES[kind] + task], "id2label": {str(i): f"L{i}" for i in range(LABELS)}, "dtype": "float32"}
     if task == "ForQuestionAnswering":
@@ -97,7 +99,7 @@ def encoder(kind: str = "bert", task: str = "ForTokenClassification", *, seed: i
 
 def _encoder_shapes(kind: str, task: str, config: Mapping[str, Any]) -> Shapes:
     d, width = config.get("dim") or config["hidden_size"], config.get("hidden_dim") or config["intermediate_size"]
-    p, vocab = PREFIXES[kind], config["vocab_size"]
+    p, vocab = PREFIXES.get(kind, kind), config["vocab_size"]
     shapes: Shapes = {f"{p}.embeddings.word_embeddings.weight": (vocab, d)}
     shapes[f"{p}.embeddings.position_embeddings.weight"] = (config["max_position_embeddings"], d)
     if kind != "distilbert":
@@ -141,6 +143,7 @@ def _head_shapes(kind: str, task: str, d: int, vocab: int, tied: bool) -> Shapes
             "cls.predictions.decoder",
         ),
         "distilbert": ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias", "vocab_projector"),
+        "electra": ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias", "generator_lm_head"),
     }
     dense, norm, bias, decoder = names.get(kind, ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"))
     shapes = _dense(dense, d, d) | _norm(norm, d) | {bias: (vocab,)}

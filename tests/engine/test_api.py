@@ -148,7 +148,7 @@ def test_forward_is_the_backends_own_tensor(model: engine.Model, tmp_path: Path)
         (BackendUnavailable, "torch: runs no int8 weights; backend cpu does", {"quantization": "int8", "backend": "torch"}),
         (BackendUnavailable, "cpu: runs float32 and bfloat16", {"quantization": "int8", "dtype": "float16"}),
         (BackendUnavailable, "backend", {"backend": "tpu"}),
-        (BackendUnavailable, "CUDA", {"backend": "cuda"}),
+        (BackendUnavailable, "runs on GPUs", {"backend": "cuda", "device": "cpu"}),
         (BackendUnavailable, "device", {"device": "nonsense"}),
         (InputError, "config", {"config": "x.json"}),
         (InputError, "mem_length", {"mem_length": 3}),

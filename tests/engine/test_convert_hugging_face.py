@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import engine
+from engine.api import export_hf
 from engine.errors import ConversionError, EngineError, InputError
 from tests.engine.command import headcount
 from tests.engine.hugging_face_sources import Source, encoder
@@ -226,6 +227,13 @@ def test_a_model_without_any_head_is_an_error(tmp_path: Path) -> None:
         engine.load(encoder().write(tmp_path, every, pruned_heads={str(layer): heads for layer, heads in every.items()}))
     with pytest.raises(InputError, match="at least one head left in the model"):
         engine.load(encoder().write(tmp_path / "dense"), heads=np.zeros((3, 3)))
+    engine.convert(tmp_path / "dense", tmp_path / "engine", heads=[[0], [1], []])
+    for left in (np.zeros((3, 3)), [[1], [0], [2]]):  # the second: none of those the model still has
+        with pytest.raises(InputError, match="at least one head left in the model, found none: all are pruned"):
+            engine.load(tmp_path / "engine", heads=left)
+        with pytest.raises(InputError, match="at least one head left"):
+            export_hf(tmp_path / "engine", tmp_path / "out", heads=left)
+    assert not (tmp_path / "out").exists()
 
 
 # --- files

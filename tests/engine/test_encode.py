@@ -20,7 +20,7 @@ from tests.engine.hugging_face_sources import Source, encoder
 from tests.oracle import hugging_face as oracle
 
 pytest.importorskip("torch")
-KINDS = ("bert", "roberta", "xlm-roberta", "distilbert")
+KINDS = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert")
 TASKS = ("Model", "ForTokenClassification", "ForSequenceClassification", "ForMaskedLM", "ForQuestionAnswering")
 PRUNED = {0: [1], 1: [0, 1, 2], 2: [0, 2]}
 CLOSE = 5e-6

@@ -12,7 +12,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import engine
+from engine import checkpoint as checkpoints
 from engine.api import export_hf
+from engine.api import open_checkpoint as checkpoint_of
 from engine.errors import CheckpointError, ConversionError, EngineError, Unsupported
 from tests.engine.command import headcount, write_source
 from tests.engine.hugging_face_sources import encoder, gpt2
@@ -22,7 +24,7 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "hf-bert-tokcls"
 PRUNED = {0: [1], 1: [0, 1, 2], 2: [0, 2]}
 MODELS = {
     f"{kind} {task}": (kind, task)
-    for kind in ("bert", "xlm-roberta", "distilbert")
+    for kind in ("bert", "xlm-roberta", "electra", "distilbert")
     for task in ("Model", "ForTokenClassification", "ForSequenceClassification", "ForMaskedLM", "ForQuestionAnswering")
 }
 
@@ -102,6 +104,28 @@ def test_a_task_asked_for_names_the_architecture(tmp_path: Path) -> None:
         assert np.array_equal(labelled.encode([[3, 4, 5]]), bare.encode([[3, 4, 5]]))
     with pytest.raises(ConversionError, match=r"lm_head\.dense\.weight"):
         engine.load(path, task="masked_lm")
+
+
+@pytest.mark.parametrize("task", ["ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM"])
+def test_a_head_trained_here_names_its_labels(task: str, tmp_path: Path) -> None:
+    """Fine-tuning leaves the names in the provenance; the source's own labels and head are gone."""
+    from engine.prune.encoder import with_labels  # these know torch
+    from engine.prune.task import model_labels
+
+    trained = with_labels(checkpoint_of(encoder("bert", task, num_labels=None).write(tmp_path / "source")), ("ADJ", "NOUN", "X"), seed=1)
+    checkpoints.save(trained, tmp_path / "engine")
+    assert export_hf(tmp_path / "engine", tmp_path / "out", heads={0: [1]}).architecture == "BertForTokenClassification"
+    config, tensors = files(tmp_path / "out")
+    assert config["id2label"] == {"0": "ADJ", "1": "NOUN", "2": "X"} and config["label2id"] == {"ADJ": 0, "NOUN": 1, "X": 2}
+    assert tensors["classifier.weight"].shape == (3, 12) and "qa_outputs.weight" not in tensors
+    assert model_labels(checkpoint_of(tmp_path / "out")).names == ("ADJ", "NOUN", "X")
+
+
+def test_the_words_of_a_pretraining_checkpoint_are_a_masked_language_model(tmp_path: Path) -> None:
+    """Its other head is not in the engine directory, so the architecture that asks for it is not written."""
+    source = encoder("bert", "ForMaskedLM", architectures=["BertForPreTraining"])
+    source.tensors |= {"cls.seq_relationship.weight": np.ones((2, 12), np.float32), "cls.seq_relationship.bias": np.ones(2, np.float32)}
+    assert export_hf(source.write(tmp_path / "source"), tmp_path / "out").architecture == "BertForMaskedLM"
 
 
 def test_what_has_no_place_in_the_layout(tmp_path: Path) -> None:

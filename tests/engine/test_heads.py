@@ -192,3 +192,25 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 
 def test_nothing_said_keeps_everything() -> None:
     assert read_heads({}, 3, 3) == HeadChoice(ALL, None)
+
+
+def test_masks_as_textpruner_and_dsp_save_them(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    mask = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+    expected = HeadChoice(((0, 2), (1, 2)), None)
+    for saved in (mask.clone().requires_grad_(), (mask, None), (mask, torch.ones(2, 7)), [mask.bool(), torch.ones(2, 7, dtype=torch.bool)]):
+        torch.save(saved, tmp_path / "mask.pt")
+        assert read_heads(tmp_path / "mask.pt", 2, 3) == expected
+
+
+def test_a_feed_forward_mask_is_not_left_out(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    for saved, message in (
+        ((torch.ones(2, 3), torch.tensor([[1.0, 0.0], [0.0, 1.0]])), "feed-forward mask: expected none, or ones: .* found 2 zeros"),
+        ((torch.ones(2, 3), "text"), "feed-forward mask: expected a tensor, found str"),
+        ((None, torch.ones(2, 3)), "the file: expected a tensor, found tuple"),
+        ((torch.ones(2, 3), torch.ones(2, 3), None), "the file: expected a tensor, found tuple"),
+    ):
+        torch.save(saved, tmp_path / "mask.pt")
+        with pytest.raises(EngineError, match=message):
+            read_heads(tmp_path / "mask.pt", 2, 3)

@@ -64,6 +64,30 @@ def test_sentence_pieces_stand_one_behind_their_own_numbers(tmp_path: Path) -> N
     assert found.decode([8, 7]) == "ab a" and found.vocab_size == len(PIECES) + 2
 
 
+def test_camembert_has_five_tokens_before_the_pieces(tmp_path: Path) -> None:
+    """Piece 0, <unk>, is not used; <s> and </s> are SentencePiece's own, numbers 5 and 6."""
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(sentencepiece(PIECES))
+    found = tokenizer("camembert", tmp_path)
+    assert found.encode("ab a", special_tokens=True) == [5, 11, 10, 6] and found.decode([11, 10]) == "ab a"
+    assert found.encode("ab <mask> z") == [11, 13, 7, 3] and found.vocab_size == len(PIECES) + 5
+    assert found.encode("<pad>") == [1]
+
+
+def test_tokens_a_user_added(tmp_path: Path) -> None:
+    """As transformers 4 leaves them beside a vocabulary; those it says to be special match before letters are put in lower case."""
+    (tmp_path / "vocab.txt").write_text("\n".join(WORD_PIECES) + "\n")
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[E1]": 14, "new": 15}))
+    assert tokenizer("bert", tmp_path).encode("the [E1] new cats") == [5, 14, 15, 6, 7]
+    told = {"2": {"content": "[CLS]", "special": True}, "14": {"content": "[E1]", "special": True, "normalized": False}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": told}))
+    assert tokenizer("bert", tmp_path).encode("the [E1] cat") == [5, 14, 6]
+    for wrong in ({"[E1]": 16}, {"[E1]": "x"}, {"the": 14}):
+        (tmp_path / "added_tokens.json").write_text(json.dumps(wrong))
+        (tmp_path / "tokenizer_config.json").unlink(missing_ok=True)
+        with pytest.raises(EngineError, match="expected a new token for 14, the next number"):
+            tokenizer("bert", tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "roberta"])
 def test_byte_pairs(kind: str, tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(LETTERS)}))
@@ -124,5 +148,5 @@ def test_a_vocabulary_without_an_unknown_token_names_what_it_lacks(tmp_path: Pat
 def test_files_nothing_reads_are_noted(tmp_path: Path) -> None:
     (tmp_path / "sentencepiece.bpe.model").write_bytes(sentencepiece(PIECES))
     notes: list[str] = []
-    assert read_hugging_face_tokenizer("camembert", tmp_path / "model.safetensors", notes) is None
-    assert notes == ["sentencepiece.bpe.model not read: no tokenizer is made from them for model_type camembert"]
+    assert read_hugging_face_tokenizer("electra", tmp_path / "model.safetensors", notes) is None
+    assert notes == ["sentencepiece.bpe.model not read: no tokenizer is made from them for model_type electra"]

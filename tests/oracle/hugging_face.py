@@ -1,6 +1,6 @@
-"""BERT, RoBERTa / XLM-R, DistilBERT and GPT-2 on their own tensors and settings, a sequence and a head at a time, heads masked, not cut.
+"""BERT, RoBERTa / XLM-R, ELECTRA, DistilBERT and GPT-2 on their own tensors, a sequence and a head at a time, heads masked, not cut.
 
-Forward passes: arXiv 1810.04805, 1907.11692, 1910.01108, and GPT-2 as described by its configuration (pre-norm, causal).
+Forward passes: arXiv 1810.04805, 1907.11692, 2003.10555, 1910.01108, and GPT-2 as described by its configuration (pre-norm, causal).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def hidden_states(
     w = {name.removeprefix(f"{_prefix(kind)}."): np.asarray(array, np.float64) for name, array in tensors.items()}
     eps = config.get("layer_norm_eps", 1e-12)
     places = list(range(len(ids)))
-    if kind in ("roberta", "xlm-roberta"):
+    if kind in ("roberta", "xlm-roberta", "camembert"):
         pad = config["pad_token_id"]
         count, places = 0, []
         for token in ids:
@@ -66,7 +66,8 @@ def task_logits(config: Mapping[str, Any], tensors: Tensors, h: np.ndarray) -> n
             return _linear(w, "classifier", np.tanh(_linear(w, "bert.pooler.dense", h[:1])))[0]
         if kind == "distilbert":
             return _linear(w, "classifier", np.maximum(_linear(w, "pre_classifier", h[:1]), 0))[0]
-        return _linear(w, "classifier.out_proj", np.tanh(_linear(w, "classifier.dense", h[:1])))[0]
+        activation = activation_of("gelu") if kind == "electra" else np.tanh
+        return _linear(w, "classifier.out_proj", activation(_linear(w, "classifier.dense", h[:1])))[0]
     words = w[f"{_prefix(kind)}.embeddings.word_embeddings.weight"]
     if kind == "bert":
         dense, norm, bias, decoder = "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias", ""
@@ -75,11 +76,15 @@ def task_logits(config: Mapping[str, Any], tensors: Tensors, h: np.ndarray) -> n
     elif kind == "distilbert":
         dense, norm, bias, decoder = "vocab_transform", "vocab_layer_norm", "vocab_projector.bias", "vocab_projector.weight"
         activation = activation_of(config["activation"])
+    elif kind == "electra":
+        dense, norm, bias, decoder = "generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias", ""
+        activation, decoder = activation_of("gelu"), "generator_lm_head.weight"
     else:
         dense, norm, bias, decoder = "lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder.weight"
         activation = activation_of("gelu")
     rows = words if config.get("tie_word_embeddings", True) else w[decoder]
-    return _norm(w, norm, activation(_linear(w, dense, h)), eps) @ rows.T + w[bias]
+    own = decoder.replace(".weight", ".bias")  # transformers 5 stores both biases of an untied decoder and adds this one
+    return _norm(w, norm, activation(_linear(w, dense, h)), eps) @ rows.T + w[own if own in w else bias]
 
 
 def gpt2_logits(config: Mapping[str, Any], tensors: Tensors, ids: Sequence[int], heads: np.ndarray) -> np.ndarray:

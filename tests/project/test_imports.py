@@ -39,12 +39,14 @@ TORCH = ("torch", "einops", "triton")
 TORCH_FILES = [
     "kernels/engine_kernels/reference.py",
     "kernels/engine_kernels/gpu_ops.py",
+    "kernels/engine_kernels/cuda_ops.py",
     "kernels/engine_kernels/triton_ops/*.py",
     "engine/convert/pickles.py",
     "engine/prune/*.py",
     "engine/model/torch_*.py",
     "engine/model/gpu_*.py",
     "engine/model/triton_*.py",
+    "engine/model/cuda_*.py",
     "bench/*.py",
 ]
 FILES = sorted(path.relative_to(ROOT).as_posix() for top in ("engine", "kernels", "bench") for path in (ROOT / top).rglob("*.py"))

@@ -1,10 +1,9 @@
-// The only file that includes pybind11: arrays become views, CheckError becomes engine_kernels.errors.KernelError.
+// The module _native: arrays become views. Only this folder includes pybind11.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <unistd.h>
 
 #include <cstdint>
-#include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -15,6 +14,7 @@
 #include <vector>
 
 #include "bindings/argument.h"
+#include "bindings/kernel_error.h"
 #include "common/checks.h"
 #include "common/tensor_view.h"
 #include "cpu/all_finite.h"
@@ -31,16 +31,6 @@ namespace {
 
 using headcount::Argument;
 using headcount::check;
-
-void raise_kernel_error(std::exception_ptr thrown) {
-  try {
-    if (thrown) std::rethrow_exception(thrown);
-  } catch (const headcount::CheckError& error) {
-    const py::object type = py::module_::import("engine_kernels.errors").attr("KernelError");
-    const py::object raised = type(error.argument, error.expected, error.got);
-    PyErr_SetObject(type.ptr(), raised.ptr());
-  }
-}
 
 headcount::TensorView as_view(const py::buffer_info& buffer, int dtype_code) {
   const auto dtype = static_cast<headcount::DType>(dtype_code);
@@ -295,13 +285,14 @@ class NativeModel {
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-  py::register_exception_translator(&raise_kernel_error);
+  py::register_exception_translator(&headcount::raise_kernel_error);
   module.def("all_finite", &all_finite, py::arg("data"), py::arg("dtype"));
   module.def("instruction_set", [] { return std::string(cpu::kernels().name); });
   module.def("instruction_sets", &cpu::isa_names);
   module.def("call_counts", &call_counts);
   module.def("linear", &linear, py::arg("x"), py::arg("w"), py::arg("y"));
   module.def("stored_bytes", &cpu::stored_bytes);
+  module.def("without_cuda", [] { return std::string(HEADCOUNT_WITHOUT_CUDA); });
   // The plain metaclass, so that the stub can say what the class is.
   py::class_<NativeModel>(module, "NativeModel", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
       .def(py::init<std::int64_t, int, bool, int>(), py::arg("hidden"), py::arg("dtype"), py::arg("int8"),

@@ -29,8 +29,9 @@ std::string raised() {
 
 [[noreturn]] void refuse(const char* name, const char* expected) { throw CheckError(name, expected, raised()); }
 
-void check_cpu(std::int64_t type, const char* name) {
-  check(type == dlpack::kCpu, name, "a tensor on the CPU", "one on a device of DLPack type " + std::to_string(type));
+void check_device(std::int64_t type, std::int32_t wanted, const char* name) {
+  const char* expected = wanted == dlpack::kCpu ? "a tensor on the CPU" : "a tensor on a GPU of NVIDIA";
+  check(type == wanted, name, expected, "one on a device of DLPack type " + std::to_string(type));
 }
 
 void check_major(const dlpack::Version& version, const char* name) {
@@ -46,13 +47,13 @@ char letter_of(const char* format) {
 
 }  // namespace
 
-PythonArray::PythonArray(PyObject* object, const char* name) {
+PythonArray::PythonArray(PyObject* object, const char* name, std::int32_t device_type) : device_type_(device_type) {
   if (from_buffer(object, name) || from_exchange(object, name) || from_capsule(object, name)) return;
   throw CheckError(name, "an array or a tensor", Py_TYPE(object)->tp_name);
 }
 
 bool PythonArray::from_buffer(PyObject* object, const char* name) {
-  if (!PyObject_CheckBuffer(object)) return false;
+  if (device_type_ != dlpack::kCpu || !PyObject_CheckBuffer(object)) return false;
   auto view = std::make_unique<Py_buffer>();
   if (PyObject_GetBuffer(object, view.get(), PyBUF_RECORDS_RO) != 0) refuse(name, "an array whose memory can be read");
   buffer_.reset(view.release());
@@ -99,15 +100,19 @@ bool PythonArray::from_capsule(PyObject* object, const char* name) {
   const Owned number(PyNumber_Long(PyTuple_GET_ITEM(device.get(), 0)));
   const long type = number == nullptr ? -1 : PyLong_AsLong(number.get());
   if (PyErr_Occurred() != nullptr) refuse(name, "a tensor that says its device");
-  check_cpu(type, name);
+  check_device(type, device_type_, name);
 
   const Owned method(PyObject_GetAttrString(object, "__dlpack__")), none(PyTuple_New(0));
-  const Owned newest(Py_BuildValue("{s:(ii)}", "max_version", static_cast<int>(dlpack::kMajor), 0));
+  const bool cpu = device_type_ == dlpack::kCpu;
+  const Owned newest(cpu ? Py_BuildValue("{s:(ii)}", "max_version", static_cast<int>(dlpack::kMajor), 0)
+                         : Py_BuildValue("{s:(ii),s:i}", "max_version", static_cast<int>(dlpack::kMajor), 0, "stream",
+                                         dlpack::kNoWait));
   Owned capsule(method == nullptr || newest == nullptr ? nullptr
                                                        : PyObject_Call(method.get(), none.get(), newest.get()));
   if (capsule == nullptr && method != nullptr && PyErr_ExceptionMatches(PyExc_TypeError) != 0) {  // older than 1.0
     PyErr_Clear();
-    capsule.reset(PyObject_Call(method.get(), none.get(), nullptr));
+    const Owned unwaited(cpu ? nullptr : Py_BuildValue("{s:i}", "stream", dlpack::kNoWait));
+    capsule.reset(PyObject_Call(method.get(), none.get(), unwaited.get()));
   }
   if (capsule == nullptr) refuse(name, kHandedOver);
   if (PyCapsule_IsValid(capsule.get(), "dltensor_versioned") != 0) {
@@ -132,7 +137,8 @@ bool PythonArray::from_capsule(PyObject* object, const char* name) {
 }
 
 void PythonArray::describe(const dlpack::Tensor& tensor, const char* name) {
-  check_cpu(tensor.device_type, name);
+  check_device(tensor.device_type, device_type_, name);
+  device_id = tensor.device_id;
   check(tensor.ndim >= 0 && (tensor.ndim == 0 || tensor.shape != nullptr), name, "a tensor with a shape", "none");
   code_ = tensor.type_lanes == 1 ? tensor.type_code : -1;
   bits_ = tensor.type_bits;

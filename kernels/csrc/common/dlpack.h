@@ -6,9 +6,10 @@
 
 namespace headcount::dlpack {
 
-constexpr std::int32_t kCpu = 1;              // DLDeviceType
-constexpr std::uint8_t kInt = 0, kFloat = 2;  // DLDataTypeCode
-constexpr std::uint64_t kReadOnly = 1;        // flags
+constexpr std::int32_t kCpu = 1, kCuda = 2;                // DLDeviceType
+constexpr std::uint8_t kInt = 0, kFloat = 2, kBfloat = 4;  // DLDataTypeCode
+constexpr int kNoWait = -1;                                // __dlpack__'s stream: the producer waits for none
+constexpr std::uint64_t kReadOnly = 1;                     // flags
 constexpr std::uint32_t kMajor = 1;
 
 struct Version {

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from engine_kernels.gpu_ops import Int8, Sequences, Tables, stored
+from engine_kernels.gpu_ops import Int8, Sequences, Tables, row_tiles, stored
 from engine_kernels.ops import Visibility
 from engine_kernels.triton_ops.device import attention as kernels
 from engine_kernels.triton_ops.device import ring
@@ -102,14 +102,6 @@ def _described(vectors: torch.Tensor | None, tile: Tile) -> TensorDescriptor:
     return TensorDescriptor(vectors, [vectors.shape[0] * vectors.shape[1], head_dim], [head_dim, 1], [tile.keys, head_dim])
 
 
-def row_tiles(lengths: np.ndarray, tile: Tile, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sequence and the first row of every tile of rows, no tile in two sequences; int32 [tiles] each."""
-    tiles = -(-lengths // tile.rows)
-    sequence = np.repeat(np.arange(len(lengths)), tiles)
-    row = (np.arange(len(sequence)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * tile.rows
-    return torch.from_numpy(sequence.astype(np.int32)).to(device), torch.from_numpy(row.astype(np.int32)).to(device)
-
-
 def attend_rows(
     launch: Launcher,
     query: torch.Tensor,
@@ -125,7 +117,7 @@ def attend_rows(
     """Fill out [rows, H, D] from query and new keys and values [rows, H, D] and rings [slots, H, capacity, D]."""
     rows, heads, head_dim = query.shape
     tile = choose(launch.tiles.rows, int(lengths.max()), query.element_size())
-    tile_sequence, tile_row = row_tiles(lengths, tile, query.device)
+    tile_sequence, tile_row = row_tiles(sequences, lengths, tile.rows)
     launch(
         kernels.attend_rows,
         (len(tile_row), heads),

@@ -13,6 +13,7 @@ from engine_kernels.ops import Visibility
 from engine_kernels.triton_ops import projections, vocabulary
 from engine_kernels.triton_ops.attention import attend_constants, attend_ring, attend_rows
 from engine_kernels.triton_ops.launch import Launcher
+from engine_kernels.triton_ops.whole import attend_whole
 
 
 class TritonKernels:
@@ -56,6 +57,12 @@ class TritonKernels:
             attend_rows(self._launch, query, rings, new, constants, several, lengths, tables, see, attended)
         return attended
 
+    def attend_whole(self, query: torch.Tensor, new: Pair, sequences: Sequences, lengths: np.ndarray) -> torch.Tensor:
+        """Every row over all of its sequence."""
+        attended = torch.empty_like(query)
+        attend_whole(self._launch, query, new, sequences, lengths, attended)
+        return attended
+
     def write_rings(self, new: Pair, rings: Pair, source_rows: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor) -> None:
         """New keys and values into rings."""
         projections.write_rings(self._launch, new, rings, source_rows, slots, positions)
@@ -67,12 +74,12 @@ class TritonKernels:
         bias: torch.Tensor | None = None,
         *,
         norm: Norm | None = None,
-        relu: bool = False,
+        activation: str | None = None,
         residual: torch.Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
-        """residual + relu(norm(x) · weightᵀ + bias)."""
-        return projections.project(self._launch, x, weight, bias, norm=norm, relu=relu, residual=residual, dtype=dtype)
+        """residual + activation(norm(x) · weightᵀ + bias)."""
+        return projections.project(self._launch, x, weight, bias, norm=norm, activation=activation, residual=residual, dtype=dtype)
 
     def normalise(self, x: torch.Tensor, norm: Norm) -> torch.Tensor:
         """LayerNorm of x."""

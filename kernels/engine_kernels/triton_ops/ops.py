@@ -9,6 +9,7 @@ from engine_kernels.gpu_ops import Sequences, Tables
 from engine_kernels.ops import Visibility
 from engine_kernels.triton_ops.attention import attend_constants, attend_ring, attend_rows
 from engine_kernels.triton_ops.launch import Launcher
+from engine_kernels.triton_ops.whole import attend_whole
 
 
 class TritonOps:
@@ -48,3 +49,14 @@ class TritonOps:
         constants = attend_constants(self.launch, packed, tables, see)
         attend_ring(self.launch, packed, (keys.contiguous(), values.contiguous()), constants, sequences, tables, see, out)
         return out
+
+    def attend_whole(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Bidirectional attention of whole sequences; query, keys, values [B, H, T, D]; [B, H, T, D] float32."""
+        batch, heads, length, head_dim = query.shape
+        shape = (batch * length, heads, head_dim)
+        q, k, v = (rows.to(keys.dtype).transpose(1, 2).reshape(shape).contiguous() for rows in (query, keys, values))
+        out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+        order = torch.arange(batch, device=q.device)
+        sequences = Sequences(order * length, torch.full_like(order, length), order, order, order)
+        attend_whole(self.launch, q, (k, v), sequences, np.full(batch, length), out)
+        return out.reshape(batch, length, heads, head_dim).transpose(1, 2)

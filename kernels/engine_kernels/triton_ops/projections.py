@@ -22,11 +22,11 @@ def project(
     bias: torch.Tensor | None = None,
     *,
     norm: Norm | None = None,
-    relu: bool = False,
+    activation: str | None = None,
     residual: torch.Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """residual + relu(norm(x) · weightᵀ + bias) of x [rows, depth], weight [columns, depth]; [rows, columns] in `dtype`."""
+    """residual + activation(norm(x) · weightᵀ + bias) of x [rows, depth], weight [columns, depth]; [rows, columns] in `dtype`."""
     rows, (columns, depth) = len(x), weight.shape
     tile = choose(launch.tiles.project, rows, weight.dtype.itemsize)
     out = torch.empty((rows, columns), dtype=dtype, device=x.device)
@@ -52,7 +52,7 @@ def project(
         NORM=norm is not None,
         INT8=isinstance(weight, Int8),
         BIAS=bias is not None,
-        RELU=relu,
+        ACTIVATION=activation,
         RESIDUAL=residual is not None,
         WHOLE=depth % block == 0,
     )

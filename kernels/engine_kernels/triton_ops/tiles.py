@@ -29,6 +29,7 @@ class Tiles:
     constants: Table
     rows: Table
     ring: Table
+    whole: Table
     project: Table
     copy: Table
     norm: Table
@@ -44,6 +45,10 @@ ROWS: Table = {
     2: ((16, Tile(16, 64, 4, 2)), (inf, Tile(64, 32, 4, 2))),
     4: ((16, Tile(16, 32, 4, 2)), (inf, Tile(32, 16, 4, 2))),
 }
+WHOLE: Table = {
+    2: ((16, Tile(16, 32, 4, 2)), (256, Tile(64, 64, 4, 3)), (inf, Tile(128, 64, 8, 3))),
+    4: ((16, Tile(16, 32, 4, 2)), (inf, Tile(32, 16, 4, 2))),
+}
 RING: Table = {2: ((inf, Tile(1, 64, 4, 3)),), 4: ((inf, Tile(1, 64, 4, 3)),)}
 
 PROJECT: Table = {
@@ -53,14 +58,20 @@ PROJECT: Table = {
 COPY: Table = dict.fromkeys((2, 4), ((16, Tile(1, 1, 1, 1)), (inf, Tile(16, 1, 4, 1))))
 NORM: Table = dict.fromkeys((2, 4), ((64, Tile(1, 512, 4, 1)), (inf, Tile(4, 512, 4, 1))))
 
-GENERAL = Tiles(CONSTANTS, ROWS, RING, PROJECT, COPY, NORM)
+GENERAL = Tiles(CONSTANTS, ROWS, RING, WHOLE, PROJECT, COPY, NORM)
 HOPPER = replace(GENERAL, rows={**ROWS, 2: ((16, Tile(16, 64, 4, 2)), (inf, Tile(64, 64, 4, 2)))}, descriptors=True)
 # 64 KiB of shared memory: two stages where the others have three.
 AMD = replace(GENERAL, project={**PROJECT, 2: ((16, Tile(16, 32, 4, 2)), (64, Tile(64, 32, 4, 2)), (inf, Tile(128, 64, 8, 2)))})
 # The interpreter pays by the operation, whatever its size.
 LARGE: Table = dict.fromkeys((2, 4), ((16, Tile(16, 128, 4, 1)), (64, Tile(64, 128, 4, 1)), (inf, Tile(128, 128, 4, 1))))
 INTERPRETER = Tiles(
-    LARGE, LARGE, RING, LARGE, dict.fromkeys((2, 4), ((inf, Tile(128, 1, 4, 1)),)), dict.fromkeys((2, 4), ((inf, Tile(128, 512, 4, 1)),))
+    constants=LARGE,
+    rows=LARGE,
+    ring=RING,
+    whole=LARGE,
+    project=LARGE,
+    copy=dict.fromkeys((2, 4), ((inf, Tile(128, 1, 4, 1)),)),
+    norm=dict.fromkeys((2, 4), ((inf, Tile(128, 512, 4, 1)),)),
 )
 BY_ARCHITECTURE = {"sm_90": HOPPER, "interpreter": INTERPRETER}
 

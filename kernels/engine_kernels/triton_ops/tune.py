@@ -22,11 +22,13 @@ from engine_kernels.triton_ops.attention import attend_constants, attend_ring, a
 from engine_kernels.triton_ops.launch import Launcher, architecture
 from engine_kernels.triton_ops.projections import project_heads
 from engine_kernels.triton_ops.tiles import Table, Tile, for_architecture
+from engine_kernels.triton_ops.whole import attend_whole
 
 CANDIDATES: dict[str, tuple[Tile, ...]] = {
     "constants": tuple(Tile(r, k, w, s) for r, w in ((16, 4), (64, 4), (128, 4), (128, 8)) for k in (64, 128) for s in (2, 3)),
     "rows": tuple(Tile(r, k, w, 2) for r, w in ((16, 4), (32, 4), (64, 4), (64, 8), (128, 8)) for k in (32, 64)),
     "ring": tuple(Tile(1, k, w, s) for k in (32, 64, 128) for w in (2, 4) for s in (2, 3)),
+    "whole": tuple(Tile(r, k, w, s) for r, w in ((16, 4), (64, 4), (128, 8)) for k in (32, 64, 128) for s in (2, 3)),
     "project": tuple(Tile(r, k, w, s) for r, k, w in ((16, 32, 4), (64, 32, 4), (64, 64, 4), (128, 64, 8)) for s in (2, 3, 4)),
 }
 CLASSES = ((16, 8), (64, 64), (inf, 4096))  # (most rows, how many are timed)
@@ -96,6 +98,10 @@ def _work(launch: Launcher, device: torch.device, kernel: str, rows: int, s: Siz
         order, new = torch.arange(rows, device=device), (query[:, :, None], torch.empty_like(query)[:, :, None])
         norm = Norm(x[0], x[0], 1e-5)
         return lambda: project_heads(launch, x, weight, None, norm, new, order, order)
+    if kernel == "whole":
+        one, new = torch.zeros(1, dtype=torch.int64, device=device), (query[:, :, None], query[:, :, None])
+        sequences, lengths = Sequences(one, one + rows, one, one, one), np.array([rows])
+        return lambda: attend_whole(launch, query, new, sequences, lengths, torch.empty_like(query))
     constants = attend_constants(launch, query, tables, see)
     count, length = (rows, 1) if kernel == "ring" else (1, rows)
     ring = zeros(count, s.heads, s.window, s.head_dim)

@@ -14,6 +14,7 @@ from engine_kernels.triton_ops.attention import attend_constants, attend_ring, a
 from engine_kernels.triton_ops.launch import Launcher
 from engine_kernels.triton_ops.projections import normalise, project, project_heads, write_rings
 from engine_kernels.triton_ops.vocabulary import score_words
+from engine_kernels.triton_ops.whole import attend_whole
 
 HIDDEN, HEAD_DIM, PERSISTENT, REACH = 512, 64, 2048, 193
 WORDS = 20_000
@@ -76,12 +77,29 @@ def layer(launch: Launcher, heads: int, dtype: torch.dtype, rows: int, *, int8: 
     rings = empty(4, heads, REACH, HEAD_DIM), empty(4, heads, REACH, HEAD_DIM)
     query = project_heads(launch, hidden, weight(3, heads, HEAD_DIM, HIDDEN), None, norm, rings, each, each)
     project(launch, query.flatten(1), weight(HIDDEN, heads * HEAD_DIM), empty(HIDDEN), residual=hidden)
-    project(launch, hidden, weight(4 * HIDDEN, HIDDEN), empty(4 * HIDDEN), norm=norm, relu=True, dtype=dtype)
+    project(launch, hidden, weight(4 * HIDDEN, HIDDEN), empty(4 * HIDDEN), norm=norm, activation="relu", dtype=dtype)
     score_words(launch, hidden, weight(WORDS, HIDDEN), empty(WORDS), each)
     if int8:  # the rest is as without it
         return
     write_rings(launch, (query, query), rings, each, each, each)
     normalise(launch, hidden, norm)
+
+
+def whole(launch: Launcher, heads: int, dtype: torch.dtype, rows: int) -> None:
+    """One whole sequence of `rows` rows."""
+    new = torch.empty(rows, heads, 1, HEAD_DIM, dtype=dtype), torch.empty(rows, heads, 1, HEAD_DIM, dtype=dtype)
+    each, query = torch.zeros(1, dtype=torch.int64), torch.empty(rows, heads, HEAD_DIM, dtype=dtype)
+    attend_whole(launch, query, new, Sequences(each, each, each, each, each), np.array([rows]), query)
+
+
+def encoder(launch: Launcher, heads: int, dtype: torch.dtype, rows: int) -> None:
+    """What stands around attention where norms come behind: heads with biases, and every activation."""
+    empty = partial(torch.empty, dtype=dtype)
+    hidden, each = torch.empty(rows, HIDDEN), torch.zeros(rows, dtype=torch.int64)
+    new = empty(rows, heads, 1, HEAD_DIM), empty(rows, heads, 1, HEAD_DIM)
+    project_heads(launch, hidden, empty(3, heads, HEAD_DIM, HIDDEN), empty(3, heads, HEAD_DIM), None, new, each, each)
+    for activation in ("gelu", "gelu_tanh", "quick_gelu", "silu"):
+        project(launch, hidden, empty(4 * HIDDEN, HIDDEN), empty(4 * HIDDEN), activation=activation, dtype=dtype)
 
 
 CALLS: tuple[Callable[[Launcher], None], ...] = (
@@ -92,6 +110,9 @@ CALLS: tuple[Callable[[Launcher], None], ...] = (
     partial(one_row, heads=3, dtype=torch.bfloat16, reach=2048, relative=True),
     partial(one_row, heads=3, dtype=torch.bfloat16, reach=REACH, relative=False),
     *(partial(call, heads=3, dtype=torch.bfloat16, rows=rows, int8=True) for call in (attention, layer) for rows in (1, 600)),
+    *(partial(whole, heads=3, dtype=torch.bfloat16, rows=rows) for rows in (1, 64, 600)),
+    *(partial(whole, heads=3, dtype=torch.float32, rows=rows) for rows in (1, 600)),
+    partial(encoder, heads=3, dtype=torch.bfloat16, rows=64),
 )
 
 
@@ -100,4 +121,5 @@ def everything(launch: Launcher, heads: int) -> None:
     for rows in (1, 64, 600):
         attention(launch, heads, torch.bfloat16, rows)
         layer(launch, heads, torch.bfloat16, rows)
+        whole(launch, heads, torch.bfloat16, rows)
     one_row(launch, heads, torch.bfloat16, 2048, relative=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from engine_kernels.backends import no_gpu
+from tests.kernels.poison import poisoned_memory  # noqa: F401 (a fixture of all tests here)
 
 if no_gpu() is not None:
     os.environ["TRITON_INTERPRET"] = "1"
@@ -58,19 +59,3 @@ def bounds_of_loops(monkeypatch: pytest.MonkeyPatch) -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every tensor a launcher asks for without a value holds NaN, so that a place nobody writes cannot pass for a zero."""
-    torch = pytest.importorskip("torch")
-
-    def poisoned(make: Any) -> Any:
-        def made(*sizes: Any, **options: Any) -> Any:
-            tensor = make(*sizes, **options)
-            return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
-
-        return made
-
-    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
-        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))

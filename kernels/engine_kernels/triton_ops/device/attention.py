@@ -154,6 +154,7 @@ def see_keys(
     BM: tl.constexpr,
     RELATIVE: tl.constexpr,
     SPANS: tl.constexpr,
+    ALL: tl.constexpr,  # every row sees every key of the block
 ):
     """One block of keys into the states of a tile's rows."""
     s = tl.dot(q, tl.trans(k), input_precision="ieee")
@@ -161,9 +162,11 @@ def see_keys(
     if RELATIVE:
         at = (tl.arange(0, BM) * pitch)[:, None] + j[None, :]
         s += tl.load(skewed + at, mask=visible, other=0.0).to(tl.float32)
-    s = tl.where(visible, s * (LOG2E / D**0.5), -float("inf"))
+    s = s * (LOG2E / D**0.5)
+    if not ALL:
+        s = tl.where(visible, s, -float("inf"))
     top = tl.maximum(peak, tl.max(s, 1))
-    level = tl.where(top == -float("inf"), 0.0, top)  # a row that has seen nothing yet
+    level = top if ALL else tl.where(top == -float("inf"), 0.0, top)  # a row that has seen nothing yet
     p = tl.math.exp2(s - level[:, None])
     fade = tl.math.exp2(peak - level)
     total = total * fade + tl.sum(p, 1)
@@ -267,7 +270,7 @@ def attend_rows(
         k = load_matrix(past_keys + ring, slot, inside, D, D, DP)
         v = load_matrix(past_values + ring, slot, inside, D, D, DP)
         peak, total, kept, out = see_keys(
-            q, k, v, j, newest, oldest, skewed, width - 1, first, span, ramp, peak, total, kept, out, D, BM, RELATIVE, SPANS
+            q, k, v, j, newest, oldest, skewed, width - 1, first, span, ramp, peak, total, kept, out, D, BM, RELATIVE, SPANS, False
         )
     new = (packed * heads + head) * D
     for block in range(tl.maximum(earliest, 0) // BN, (last + BN) // BN):
@@ -276,7 +279,7 @@ def attend_rows(
         k = load_matrix(keys + new, j, inside, heads * D, D, DP)
         v = load_matrix(values + new, j, inside, heads * D, D, DP)
         peak, total, kept, out = see_keys(
-            q, k, v, j, newest, oldest, skewed, width - 1, first, span, ramp, peak, total, kept, out, D, BM, RELATIVE, SPANS
+            q, k, v, j, newest, oldest, skewed, width - 1, first, span, ramp, peak, total, kept, out, D, BM, RELATIVE, SPANS, False
         )
 
     share = kept + 1e-8 * total if SPANS else total

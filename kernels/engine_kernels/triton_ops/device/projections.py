@@ -10,6 +10,8 @@ import triton.language as tl
 
 from engine_kernels.triton_ops.device.attention import store_matrix
 
+ROOT8_PI = tl.constexpr(1.5957691216057308)  # √(8/π)
+
 
 @triton.jit
 def load_block(base, row, there, column, inside, depth, WHOLE: tl.constexpr):
@@ -61,6 +63,22 @@ def rows_times(
     return sums
 
 
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr):
+    """An activation of x in float32, by the equations of ops.py's feed_forward; x itself for None."""
+    if ACTIVATION == "relu":
+        x = tl.maximum(x, 0.0)
+    elif ACTIVATION == "gelu":
+        x = x * (0.5 + 0.5 * tl.math.erf(x * 0.5**0.5))
+    elif ACTIVATION == "gelu_tanh":
+        x = x / (1.0 + tl.math.exp((x + 0.044715 * x * x * x) * -ROOT8_PI))  # ½ + ½ tanh z = σ(2z)
+    elif ACTIVATION == "quick_gelu":
+        x = x / (1.0 + tl.math.exp(-1.702 * x))
+    elif ACTIVATION == "silu":
+        x = x / (1.0 + tl.math.exp(-x))
+    return x
+
+
 @triton.jit(do_not_specialize=["rows"])
 def project(
     x,  # [rows, depth]
@@ -82,19 +100,18 @@ def project(
     NORM: tl.constexpr,
     INT8: tl.constexpr,
     BIAS: tl.constexpr,
-    RELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     RESIDUAL: tl.constexpr,
     WHOLE: tl.constexpr,  # depth is a multiple of BK
 ):
-    """Programs (row tile, column tile): out = residual + relu(norm(x) · weightᵀ + bias), each part where asked for."""
+    """Programs (row tile, column tile): out = residual + activation(norm(x) · weightᵀ + bias), each part where asked for."""
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     column = tl.program_id(1) * BN + tl.arange(0, BN)
     there, real = row < rows, column < columns
     sums = rows_times(x, gain, shift, eps, weight, scale, row, there, column, real, depth, BM, BK, DOT, NORM, INT8, WHOLE)
     if BIAS:
         sums += tl.load(bias + column, mask=real, other=0.0)[None, :].to(tl.float32)
-    if RELU:
-        sums = tl.maximum(sums, 0.0)
+    sums = activate(sums, ACTIVATION)
     if RESIDUAL:
         sums += load_block(residual, row, there, column, real, columns, False)
     at = out + row[:, None].to(tl.int64) * columns + column[None, :]

@@ -1,0 +1,3 @@
+#include "cuda/launch.h"
+
+unsigned emulated_order = 0;
