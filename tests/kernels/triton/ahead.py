@@ -75,11 +75,8 @@ class Compiler(Launcher):
         tensors = [getattr(a, "base", a) for a in arguments]  # of a descriptor
         dtypes = [str(a.dtype).removeprefix("torch.") for a in tensors if isinstance(a, torch.Tensor)]
         dtype = next((name for name in ("int8", "bfloat16", "float16") if name in dtypes), "float32")
-        variant = " ".join(
-            name.lower() if value is True else value
-            for name, value in constants.items()
-            if (value is True and name != "INT8") or isinstance(value, str)
-        )
+        named = {name: value for name, value in constants.items() if name != "INT8" and (value is True or isinstance(value, str))}
+        variant = " ".join(name.lower() if value is True else value for name, value in named.items())
         self.found[kernel.__name__, variant, dtype, tile, built.hash] = built
 
 

@@ -107,12 +107,12 @@ CALLS: tuple[Callable[[Launcher], None], ...] = (
     *(partial(attention, heads=3, dtype=torch.float32, rows=rows) for rows in (1, 600)),
     *(partial(layer, heads=3, dtype=torch.bfloat16, rows=rows) for rows in (1, 64, 600)),
     *(partial(layer, heads=3, dtype=torch.float32, rows=rows) for rows in (1, 600)),
-    *(partial(whole, heads=3, dtype=torch.bfloat16, rows=rows) for rows in (1, 64, 600)),
-    *(partial(whole, heads=3, dtype=torch.float32, rows=rows) for rows in (1, 600)),
-    partial(encoder, heads=3, dtype=torch.bfloat16, rows=64),
     partial(one_row, heads=3, dtype=torch.bfloat16, reach=2048, relative=True),
     partial(one_row, heads=3, dtype=torch.bfloat16, reach=REACH, relative=False),
     *(partial(call, heads=3, dtype=torch.bfloat16, rows=rows, int8=True) for call in (attention, layer) for rows in (1, 600)),
+    *(partial(whole, heads=3, dtype=torch.bfloat16, rows=rows) for rows in (1, 64, 600)),
+    *(partial(whole, heads=3, dtype=torch.float32, rows=rows) for rows in (1, 600)),
+    partial(encoder, heads=3, dtype=torch.bfloat16, rows=64),
 )
 
 

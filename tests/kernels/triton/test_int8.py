@@ -111,7 +111,7 @@ def test_projections_keep_to_float64(rows: int, depth: int, columns: int, dtype:
     centred = x.astype(np.float64) - x.mean(1, keepdims=True, dtype=np.float64)
     normed = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5) * gain + shift
     wanted = residual + np.maximum(normed @ known.cpu().numpy().T + bias, 0)
-    found = project(launch, tensor(x), weight, tensor(bias, kind), norm=norm, relu=True, residual=tensor(residual))
+    found = project(launch, tensor(x), weight, tensor(bias, kind), norm=norm, activation="relu", residual=tensor(residual))
     plain_normed = reference.layer_norm(tensor(x), norm.gain, norm.shift, norm.eps)
     plain = tensor(residual) + torch.relu(reference.linear(plain_normed, known.to(kind), tensor(bias, kind)))
     assert_close(double(found), double(plain), wanted, dtype, "project with all around it")
@@ -182,3 +182,15 @@ def test_load_says_what_is_int8() -> None:
     assert "int8" in explained.runner["weights"] and "float32: embedding" in explained.runner["not_quantised"]
     assert loaded[None].runner["weights"] == "float32" and "not_quantised" not in loaded[None].runner
     assert explained.runner["weight_bytes"] < 0.5 * loaded[None].runner["weight_bytes"]
+
+
+def test_an_encoder_runs_in_int8_as_on_the_cpu() -> None:
+    source, found = FIXTURES / "hf-bert-tokcls" / "pruned", {}
+    ids = np.random.default_rng(0).integers(0, 100, (1, 3))
+    for backend, quantization in (("triton", None), ("triton", "int8"), ("cpu", "int8")):
+        with engine.load(source, backend=backend, dtype="float32", quantization=quantization) as model:
+            found[backend, quantization] = model.logits(ids)
+    exact = found["triton", None]
+    moved_by = np.abs(found["triton", "int8"] - exact).max()
+    assert 0 < moved_by < 0.05 * np.abs(exact).max()
+    assert np.abs(found["triton", "int8"] - found["cpu", "int8"]).max() < 0.05 * moved_by  # the same rounded weights
