@@ -74,7 +74,7 @@ def load(
     checkpoint, _ = _read(path, "auto", config, heads, options, check=check, masked=masked)
     require_finite(checkpoint, str(path))
     stack = compile_stack(checkpoint.spec)
-    choice, reason = _backend(backend, replace(wanted, features=stack.features(), head_dims=stack.head_dims())), "as asked"
+    choice, reason = _backend(backend, replace(wanted, head_dims=stack.head_dims())), "as asked"
     if dtype == "auto":
         preferred, reason = backends.preferred_dtype(choice.name)
         limits = replace(limits, dtype=preferred)

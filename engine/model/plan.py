@@ -105,22 +105,6 @@ class Stack:
         """Tokens a sequence may have: as many as there are positions; None = any number."""
         return self.embedding.positions - self.embedding.offset if self.embedding.positions else None
 
-    def features(self) -> tuple[str, ...]:
-        """What a backend must have beside causal attention in a window, relu and the vocabulary."""
-        activations = [layer.activation for layer in self.layers if layer.feed_forward]
-        found = dict.fromkeys(f"{activation} feed-forward" for activation in activations if activation != "relu")
-        if not self.causal:
-            found["bidirectional attention"] = None
-        if self.embedding != EmbeddingPlan():
-            found["positions, token types or a norm in the embedding"] = None
-        if self.labels is not None:
-            found["a head of labels"] = None
-        if self.transform is not None:
-            found["a dense layer before the vocabulary"] = None
-        if self.labels is None and not self.outputs:
-            found["hidden states without a head"] = None
-        return tuple(found)
-
     def head_dims(self) -> tuple[int, ...]:
         """The sizes of its heads, each once."""
         return tuple(dict.fromkeys(layer.attention.head_dim for layer in self.layers if layer.attention is not None))

@@ -37,14 +37,12 @@ QUANTIZATIONS = {"int8": ("triton", "cpu")}  # what weights may be quantised to 
 class Wanted:
     """What a load asks of a backend.
 
-    dtype: auto = whatever the backend prefers. features: what the model needs beside causal attention in a window, by the names of
-    engine/model/plan.py's Stack.features(); head_dims: sizes of its heads; named: whether the user asked for this very backend.
+    dtype: auto = whatever the backend prefers; head_dims: sizes of the model's heads; named: whether the user asked for this very backend.
     """
 
     device: str = "auto"
     dtype: str = "auto"
     quantization: str | None = None
-    features: tuple[str, ...] = ()
     head_dims: tuple[int, ...] = ()
     named: bool = False
 

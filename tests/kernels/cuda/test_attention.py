@@ -72,6 +72,6 @@ def test_heads_of_64_take_one_kernel_where_it_fits() -> None:
     case = Case(heads=1, batch=1, rows=2, head_dim=64, dtype="bfloat16")
     run = CudaKernels(torch.device(DEVICE))
     attend(case, draw(case), by_ring=False, run=run)
-    fits = run._module.hopper_fits(64, 1, 1)
+    fits = run.module.hopper_fits(64, 1, 1)
     assert set(run.calls) == ({"hopper_attend"} if fits else {"attend_constants", "attend_rows"})
-    assert not run._module.hopper_fits(128, 1, 1000)
+    assert not run.module.hopper_fits(128, 1, 1000)

@@ -110,7 +110,6 @@ def test_what_it_cannot_run_is_refused_with_its_reason(monkeypatch: pytest.Monke
     assert "bfloat16 and float16" in refusal(Wanted(dtype="float32"))
     assert "heads of 12" in refusal(Wanted(head_dims=(64, 12)))
     assert "heads of 136" in refusal(Wanted(head_dims=(136,)))
-    assert "bidirectional attention" in refusal(Wanted(features=("bidirectional attention",)))
     assert "int8" in refusal(Wanted(quantization="int8"))
     if os.environ.get("ENGINE_CUDA_EMULATED") == "1":
         assert "device='cuda'" in refusal(Wanted(device="cuda"))
