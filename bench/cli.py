@@ -255,7 +255,7 @@ def gpu(
     dtype: Annotated[str, typer.Option("--dtype", help="bfloat16, float16 or float32.")] = "bfloat16",
     minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="No part starts after so many.")] = 8.5,
     interpret: Annotated[
-        bool, typer.Option("--interpret", help="In Triton's interpreter on the CPU: tries the tool, measures nothing.")
+        bool, typer.Option("--interpret", help="In Triton's interpreter and on a CPU that plays a GPU: tries the tool, measures nothing.")
     ] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="Small sizes.")] = False,
 ) -> None:
@@ -265,6 +265,7 @@ def gpu(
     if interpret and not tiny:
         raise InputError(Problem("--interpret", "together with --tiny: the sizes of a GPU take days", "alone"))
     os.environ["TRITON_INTERPRET"] = "1" if interpret else "0"  # read when triton is first imported, below
+    os.environ["ENGINE_CUDA_EMULATED"] = "1" if interpret else "0"
     if importlib.util.find_spec("triton") is None or importlib.util.find_spec("torch") is None:
         raise EngineError(Problem("triton", "PyTorch and Triton", "not both installed"), hint="pip install 'headcount[gpu]'")
     from bench.gpu import run

@@ -14,7 +14,6 @@ from bench.gpu.figures import Run, host
 from engine_kernels import reference
 from engine_kernels.gpu_ops import Sequences
 from engine_kernels.ops import AttentionTables, Visibility
-from engine_kernels.triton_ops.attention import attend_constants, attend_rows
 
 GATED = 2  # sequences the gate looks at; the rest are timed only
 COMPILES = 45.0  # seconds that are kept for a compilation
@@ -53,7 +52,8 @@ def _case(run: Run, heads: int, rows: int) -> None:
     case = draw(run, heads, rows)
     exact, plain = host(_dense(case.part(GATED), torch.float64)), host(_eager(case.part(GATED))())
     peak = (run.figure("card", "matmul") or {}).get("flops")
-    ways: dict[str, Way] = {"triton": partial(_triton, run), "eager": _eager, "sdpa, bias written out": _sdpa}
+    ways: dict[str, Way] = {name: partial(_ours, run, name) for name in run.backends}
+    ways |= {"eager": _eager, "sdpa, bias written out": _sdpa}
     compiled: dict[str, Way] = {"flex": partial(_flex, compiled=not run.interpreted)}
     if not run.interpreted:
         compiled["torch.compile, reduce-overhead"] = partial(_compiled, mode="reduce-overhead")
@@ -91,10 +91,10 @@ def _without_distances(run: Run, case: Case, heads: int, rows: int) -> None:
     """What the relative term costs: the same kernels without it."""
     tables = AttentionTables(None, None, None, case.tables.persistent_keys, case.tables.persistent_values, None, 0)
     bare = Case(case.query, case.keys, case.values, case.positions, tables, case.see)
-    took = run.seconds(_triton(run, bare))
-    run.add(
-        "attention", f"triton without distances, {heads} heads, {rows} rows", **took, flops=bare.flops(relative=False) / took["seconds"]
-    )
+    for name in run.backends:
+        took = run.seconds(_ours(run, name, bare))
+        label = f"{name} without distances, {heads} heads, {rows} rows"
+        run.add("attention", label, **took, flops=bare.flops(relative=False) / took["seconds"])
 
 
 def draw(run: Run, heads: int, rows: int) -> Case:
@@ -121,20 +121,19 @@ def draw(run: Run, heads: int, rows: int) -> Case:
     return Case(normal(batch, heads, length, head_dim), keys, values, positions, tables, see)
 
 
-def _triton(run: Run, case: Case) -> Callable[[], torch.Tensor]:
+def _ours(run: Run, backend: str, case: Case) -> Callable[[], torch.Tensor]:
     """On the layout the runner has: packed rows, rings, new rows apart."""
     batch, heads, length, head_dim = case.query.shape
-    launch, reach = run.launcher(), case.see.reach
+    kernels, reach = run.kernels(backend), case.see.reach
     new = (case.query, case.keys[:, :, reach:], case.values[:, :, reach:])
     query, keys, values = (rows.transpose(1, 2).flatten(0, 1).contiguous() for rows in new)  # [rows, H, D]
     past = case.keys[:, :, :reach].contiguous(), case.values[:, :, :reach].contiguous()
     order = torch.arange(batch, device=run.device)
     sequences = Sequences(order * length, torch.full_like(order, length), order, torch.zeros_like(order), case.positions)
-    lengths, out = np.full(batch, length), torch.empty_like(query)
+    lengths, packed = np.full(batch, length), (keys[:, :, None], values[:, :, None])
 
     def work() -> torch.Tensor:
-        constants = attend_constants(launch, query, case.tables, case.see)
-        attend_rows(launch, query, past, (keys, values), constants, sequences, lengths, case.tables, case.see, out)
+        out = kernels.attend(query, past, packed, None, sequences, lengths, case.tables, case.see)
         return out.reshape(batch, length, heads, head_dim).transpose(1, 2)
 
     return work

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,12 @@ from numpy.typing import ArrayLike
 
 from bench.cases import S1, TINY, Geometry
 from engine.errors import EngineError, Problem
+from engine_kernels.backends import Wanted, resolve
+from engine_kernels.cuda_ops import CudaKernels
+from engine_kernels.errors import KernelError
+from engine_kernels.gpu_ops import GpuKernels
 from engine_kernels.testing import difference, tolerance
+from engine_kernels.triton_ops.kernels import TritonKernels
 from engine_kernels.triton_ops.launch import Launcher, launcher
 
 
@@ -32,7 +37,7 @@ class Sizes:
 
 SIZES = {
     False: Sizes(S1, (192, 768, 3072, 12288), (8, 3), (1, 4, 16, 64, 256), 20, 2**29, 8192),
-    True: Sizes(TINY, (24,), (2,), (3,), 1, 2**10, 64),
+    True: Sizes(replace(TINY, head_dim=8), (24,), (2,), (3,), 1, 2**10, 64),
 }
 
 
@@ -45,6 +50,7 @@ class Run:
     dtype: str
     interpreted: bool
     deadline: float  # of time.monotonic()
+    backends: list[str] = field(default_factory=list)  # of ours, those that run here
     figures: list[dict[str, Any]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     postponed: list[tuple[str, Callable[[], None], float]] = field(default_factory=list)  # what compiles for long: name, work, seconds
@@ -56,6 +62,17 @@ class Run:
 
     def launcher(self) -> Launcher:
         return launcher(self.device)
+
+    def kernels(self, backend: str) -> GpuKernels:
+        return CudaKernels(self.device) if backend == "cuda" else TritonKernels(self.launcher())
+
+    def find_backends(self) -> None:
+        """Fill `backends`; why one does not run is noted as missing."""
+        for name in ("triton", "cuda"):
+            try:
+                self.backends.append(resolve(name, Wanted(dtype=self.dtype)).name)
+            except KernelError as error:
+                self.missing.append(error.got)
 
     def add(self, section: str, case: str, **numbers: Any) -> None:
         self.figures.append({"section": section, "case": case, **numbers})
@@ -108,14 +125,18 @@ class Run:
 
 def begin(*, interpret: bool, tiny: bool, dtype: str, minutes: float) -> Run:
     """A run on the first GPU, or in the interpreter; raises EngineError where there is neither."""
-    if interpret:
-        return Run(SIZES[tiny], torch.device("cpu"), "float32", True, time.monotonic() + 60 * minutes)
+    if interpret:  # float16: what Triton's interpreter and the CUDA kernels both compute
+        run = Run(SIZES[tiny], torch.device("cpu"), "float16", True, time.monotonic() + 60 * minutes)
+        run.find_backends()
+        return run
     if not torch.cuda.is_available():
         found = "none that PyTorch sees"
         raise EngineError(Problem("device", "a GPU", found), hint="--interpret --tiny tries everything without one, and has no figures")
     torch.backends.cuda.matmul.allow_tf32 = False  # float32 is IEEE on both sides of a comparison
     torch.backends.cudnn.allow_tf32 = False
-    return Run(SIZES[tiny], torch.device("cuda"), dtype, False, time.monotonic() + 60 * minutes)
+    run = Run(SIZES[tiny], torch.device("cuda"), dtype, False, time.monotonic() + 60 * minutes)
+    run.find_backends()
+    return run
 
 
 def host(tensor: torch.Tensor) -> np.ndarray:

@@ -33,17 +33,22 @@ def _heads(checkpoint: Checkpoint) -> int:
 
 def _model(run: Run, checkpoint: Checkpoint) -> None:
     heads, vocab, rows = _heads(checkpoint), checkpoint.spec.vocab, run.sizes.geometry.rows
-    ours = build(checkpoint, Settings("triton", run.dtype))
     plain, exact = _torch(run, checkpoint, run.dtype), _torch(run, checkpoint, "float32")
-    assert isinstance(ours, GpuRunner)
     probe = Probe.draw(vocab, 2, rows, DECODED, seed=1)
-    gate = run.gate(f"model with {heads} heads", probe.decode(ours), probe.decode(plain), probe.decode(exact))
-    if gate is None:
-        return
+    near, right = probe.decode(plain), probe.decode(exact)
+    runners: dict[str, Runner] = {"torch, eager": plain}
+    for name in run.backends:
+        ours = build(checkpoint, Settings(name, run.dtype))
+        assert isinstance(ours, GpuRunner)
+        gate = run.gate(f"model with {heads} heads, {name}", probe.decode(ours), near, right)
+        if gate is None:
+            continue
+        runners[name] = ours
+        for batch in run.sizes.batches:
+            run.attempt(f"decode, {name}, {heads} heads, batch {batch}", partial(_decode, run, name, ours, heads, batch, gate))
     for batch in run.sizes.batches:
-        run.attempt(f"decode, {heads} heads, batch {batch}", partial(_decode, run, ours, heads, batch, gate))
         run.attempt(f"decode, torch, {heads} heads, batch {batch}", partial(compiled_step.measure, run, plain, heads, batch))
-    for name, runner in (("triton", ours), ("torch, eager", plain)):
+    for name, runner in runners.items():
         run.attempt(f"token, {name}, {heads} heads", partial(_token, run, name, runner, heads, vocab))
         run.attempt(f"score, {name}, {heads} heads", partial(_score, run, name, runner, heads, vocab))
 
@@ -57,7 +62,7 @@ def _torch(run: Run, checkpoint: Checkpoint, dtype: str) -> Runner:
     return build_torch(compile_stack(checkpoint.spec), fold(checkpoint), Limits(dtype, device=str(run.device)))
 
 
-def _decode(run: Run, runner: GpuRunner, heads: int, batch: int, gate: dict[str, float]) -> None:
+def _decode(run: Run, name: str, runner: GpuRunner, heads: int, batch: int, gate: dict[str, float]) -> None:
     """One replay of the layers' graph; the floor is the seconds this card copies for to move the bytes the step must read."""
     took = run.seconds(runner.decode_step(batch))
     read = runner.bytes_of_a_step(batch)
@@ -66,7 +71,7 @@ def _decode(run: Run, runner: GpuRunner, heads: int, batch: int, gate: dict[str,
     launches = runner.describe()["launches_of_last_step"]
     of_floor = None if floor is None else floor / took["seconds"]
     numbers = {"bytes": read, "floor": floor, "of_floor": of_floor, "launches": launches}
-    run.add("decode", f"triton, {heads} heads, batch {batch}", **took, **numbers, gate=gate)
+    run.add("decode", f"{name}, {heads} heads, batch {batch}", **took, **numbers, gate=gate)
 
 
 def _token(run: Run, name: str, runner: Runner, heads: int, vocab: int) -> None:
