@@ -1,4 +1,4 @@
-"""compute-sanitizer over the tests of the Triton kernels: odd sizes, poisoned memory, the oracle beside them; on a GPU only."""
+"""compute-sanitizer over the tests of the GPU kernels: odd sizes, poisoned memory, the oracle beside them; on a GPU only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from engine.errors import EngineError, Problem
 from engine_kernels.backends import no_gpu
 
 ROOT = Path(__file__).parents[2]
-TESTS = ("tests/kernels/triton/test_attention.py", "tests/kernels/triton/test_int8.py")  # small cases of every kernel
+TESTS = (  # small cases of every kernel; those of CUDA C++ where the module _cuda is built
+    "tests/kernels/triton/test_attention.py",
+    "tests/kernels/triton/test_int8.py",
+    *(f"tests/kernels/cuda/test_{name}.py" for name in ("attention", "decode", "projections", "whole")),
+)
 TOOLS = ("memcheck", "racecheck")
 
 
