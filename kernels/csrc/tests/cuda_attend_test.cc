@@ -18,11 +18,6 @@ using namespace headcount::test;
 
 namespace {
 
-template <typename T>
-T* data_of(std::vector<T>& values) {
-  return values.empty() ? nullptr : values.data();
-}
-
 // The sequences of a case whose length is 1, or the others.
 struct Chosen {
   std::vector<int64_t> first_rows, lengths, slots, offsets, positions;
@@ -77,32 +72,13 @@ std::vector<T> attend(Material<T>& m, int splits, bool by_ring) {
   std::vector<float> peaks(size_t(splits) * c.heads * rows, kNaN), totals(peaks.size(), kNaN);
   std::vector<T> scores(size_t(c.heads) * rows * pitch, device::from_float<T>(kNaN));
   std::vector<T> attended(m.query_numbers.size(), device::from_float<T>(kNaN));
-  cuda::Attention a = {};
-  a.number = std::is_same_v<T, bf16> ? cuda::Number::bfloat16 : cuda::Number::float16;
-  a.rows = rows;
-  a.heads = c.heads;
-  a.head_dim = c.head_dim;
-  a.query = m.query_numbers.data();
-  a.distances = data_of(m.distance_numbers);
-  a.distance_tables = c.distance_tables();
-  a.content_bias = c.content_bias ? m.content_bias.data() : nullptr;
-  a.position_bias = c.position_bias ? m.position_bias.data() : nullptr;
-  a.persistent_keys = data_of(m.persistent_key_numbers);
-  a.persistent_values = data_of(m.persistent_value_numbers);
-  a.persistent = c.persistent;
-  a.spans = c.ramp > 0 ? m.spans.data() : nullptr;
-  a.span_ramp = c.ramp;
-  a.sees = {c.window, c.segment, c.reach(), c.first, c.zeros};
-  a.ring_keys = m.ring_keys.data();
-  a.ring_values = m.ring_values.data();
-  a.capacity = c.capacity();
+  cuda::Attention a = told(m, attended);
   a.outs = data_of(outs);
   a.peaks = data_of(peaks);
   a.totals = data_of(totals);
   a.splits = splits;
   a.scores = by_ring && a.distance_tables > 0 ? scores.data() : nullptr;
   a.pitch = pitch;
-  a.attended = attended.data();
   cuda::attend_constants(a, nullptr);
 
   Chosen several = choose(m, false), single = choose(m, true);

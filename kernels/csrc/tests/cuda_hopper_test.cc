@@ -104,36 +104,12 @@ void check_products() {
 
 // ---- attention
 
-template <typename T>
-T* data_of(std::vector<T>& values) {
-  return values.empty() ? nullptr : values.data();
-}
-
 // The bits of all rows; sequences of one row are left out where `several_only`.
 template <typename T>
 std::vector<T> attend(Material<T>& m, bool several_only) {
   const Case& c = m.c;
   std::vector<T> attended(m.query_numbers.size(), device::from_float<T>(kNaN));
-  cuda::Attention a = {};
-  a.number = std::is_same_v<T, bf16> ? cuda::Number::bfloat16 : cuda::Number::float16;
-  a.rows = c.rows();
-  a.heads = c.heads;
-  a.head_dim = c.head_dim;
-  a.query = m.query_numbers.data();
-  a.distances = data_of(m.distance_numbers);
-  a.distance_tables = c.distance_tables();
-  a.content_bias = c.content_bias ? m.content_bias.data() : nullptr;
-  a.position_bias = c.position_bias ? m.position_bias.data() : nullptr;
-  a.persistent_keys = data_of(m.persistent_key_numbers);
-  a.persistent_values = data_of(m.persistent_value_numbers);
-  a.persistent = c.persistent;
-  a.spans = c.ramp > 0 ? m.spans.data() : nullptr;
-  a.span_ramp = c.ramp;
-  a.sees = {c.window, c.segment, c.reach(), c.first, c.zeros};
-  a.ring_keys = m.ring_keys.data();
-  a.ring_values = m.ring_values.data();
-  a.capacity = c.capacity();
-  a.attended = attended.data();
+  const cuda::Attention a = told(m, attended);
   std::vector<int32_t> tile_sequence, tile_row;
   for (size_t i = 0; i < m.lengths.size(); ++i) {
     if (several_only && m.lengths[i] == 1) continue;
