@@ -46,7 +46,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     peers = [word for name in ("cpu", *OTHERS, "openvino:int8") for word in ("--peer", name.replace(" ", ":"))]
     done = run(out, "--work", "one", "--work", "ragged", "--threads", "1", "--threads", "2", *peers)
     assert done.exit_code == 0, (done.output, done.exception)  # every gate passed
-    assert "cpu bfloat16" in done.output and "OpenVINO quantises through nncf" in done.output
+    assert "cpu bfloat16" in done.output
+    if find_spec("openvino") and find_spec("onnx"):
+        assert "OpenVINO quantises through nncf" in done.output
     return out
 
 

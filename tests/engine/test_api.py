@@ -145,7 +145,7 @@ def test_forward_is_the_backends_own_tensor(model: engine.Model, tmp_path: Path)
         (InputError, "quantization: expected None or int8, found 'int4'", {"quantization": "int4"}),
         (InputError, "quantization", {"quantization": 8}),
         (InputError, "quantization", {"quantization": ["int8"]}),
-        (BackendUnavailable, "torch: runs no int8 weights; backend cpu does", {"quantization": "int8", "backend": "torch"}),
+        (BackendUnavailable, "torch: runs no int8 weights; backend triton or cpu does", {"quantization": "int8", "backend": "torch"}),
         (BackendUnavailable, "cpu: runs float32 and bfloat16", {"quantization": "int8", "dtype": "float16"}),
         (BackendUnavailable, "backend", {"backend": "tpu"}),
         (BackendUnavailable, "runs on GPUs", {"backend": "cuda", "device": "cpu"}),
