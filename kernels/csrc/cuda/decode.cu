@@ -37,11 +37,11 @@ __global__ void __launch_bounds__(threads, 1) decode_step(const __grid_constant_
   load(b);
   device::cluster_barrier();  // blocks of the cluster are there, and their flags
   for (int i = 0; b.warp == 0 && i < p.stages; ++i) b.issue();
+  bool go_on = true;
   for (int i = 0; i < b.count; ++i) {
     const Item& item = b.items[i];
     const bool streams = b.streams(item);
     const unsigned char* stage = streams ? b.take(item) : nullptr;
-    bool go_on = true;
     switch (item.kind) {
       case Kind::rows:
         go_on = begin_layer(b, item, stage);
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(threads, 1) decode_step(const __grid_constant_
         project(b, item, stage);
         break;
       case Kind::share:
-        go_on = share(b);
+        go_on = share(b, item);
         break;
       case Kind::attend:
         attend(b, item, stage);
@@ -62,10 +62,11 @@ __global__ void __launch_bounds__(threads, 1) decode_step(const __grid_constant_
         project_output(b, item, stage);
         break;
     }
-    if (!go_on) return;
+    if (!go_on) break;
     device::barrier();
     if (streams && b.warp == 0) b.issue();  // into the stage that all have now read
   }
+  if (b.thread == 0 && (!go_on || b.flags.failed)) b.let_copies_land();
 #endif
 }
 

@@ -163,6 +163,19 @@ struct Block {
     return stage(number);
   }
 
+  // By one thread of warp 0 before the block leaves early: copies on their way would land in memory that is another's
+  // by then. The phase last issued into each stage has ended when they are there; that may never be, so it waits no
+  // longer than for anything else.
+  DEVICE void let_copies_land() {
+    const uint64_t start = device::nanoseconds();
+    bool landed = false;
+    while (!landed && device::nanoseconds() - start < p.step.patience) {
+      landed = true;
+      for (int number = issued > p.stages ? issued - p.stages : 0; number < issued; ++number)
+        landed = device::has_ended(full[number % p.stages], number / p.stages & 1) && landed;
+    }
+  }
+
   // ---- matrices
 
   // Fragments of rows of 16-bit numbers in shared memory, columns [column, column + 16).

@@ -125,11 +125,10 @@ DEVICE bool begin_layer(Block<T, D>& b, const Item& item, const unsigned char* s
 }
 
 // Up to 4 tiles of 8 columns of query, key and value: each warp sums over a part of the hidden numbers. Every block of
-// the cluster is given the results; new keys and values also go into the rings.
+// the cluster is given the results.
 template <typename T, int D>
 DEVICE void project(Block<T, D>& b, const Item& item, const unsigned char* stage) {
   const Parameters& p = b.p;
-  const Layer& layer = b.layers[item.layer];
   const int steps = p.hidden / 32, columns = item.count * 8;
   float sums[item_tiles][4] = {};
   for (int step = b.warp; step < steps; step += warps) {
@@ -165,14 +164,28 @@ DEVICE void project(Block<T, D>& b, const Item& item, const unsigned char* stage
     const T rounded = device::from_float<T>(x);
     T* target = (matrix == 1 ? b.fresh_keys : b.fresh_values) + row * D + number;
     for (int other = 0; other < p.cluster; ++other) *device::in_block(target, other) = rounded;
-    const size_t place = (b.slots[row] * layer.heads + item.head) * layer.capacity + b.positions[row] % layer.capacity;
-    static_cast<T*>(matrix == 1 ? layer.ring_keys : layer.ring_values)[place * D + number] = rounded;
   }
 }
 
-// Queries, new keys and values are in every block; nothing is attended to yet.
+// New keys and values of a job into the rings, by its cluster together, 16 bytes a thread.
 template <typename T, int D>
-DEVICE bool share(Block<T, D>& b) {
+DEVICE void keep(const Block<T, D>& b, const Item& item) {
+  constexpr int words = D / 8;
+  const Layer& layer = b.layers[item.layer];
+  const int one = b.p.rows * words;
+  for (int i = b.rank * threads + b.thread; i < 2 * one; i += b.p.cluster * threads) {
+    const int row = i % one / words, word = i % words;
+    const size_t place = (b.slots[row] * layer.heads + item.head) * layer.capacity + b.positions[row] % layer.capacity;
+    const T* from = (i < one ? b.fresh_keys : b.fresh_values) + row * D;
+    T* to = static_cast<T*>(i < one ? layer.ring_keys : layer.ring_values) + place * D;
+    reinterpret_cast<Words*>(to)[word] = reinterpret_cast<const Words*>(from)[word];
+  }
+}
+
+// Queries, new keys and values are in every block; nothing is attended to yet. Rings are written after the meeting,
+// which would wait for these stores: nobody in this launch reads them.
+template <typename T, int D>
+DEVICE bool share(Block<T, D>& b, const Item& item) {
   for (auto& tile : b.out) {
     for (float& x : tile) x = 0;
   }
@@ -180,7 +193,9 @@ DEVICE bool share(Block<T, D>& b) {
     b.row_states[b.thread] = -INFINITY;
     b.row_states[most_rows + b.thread] = 0;
   }
-  return b.meet_cluster();
+  if (!b.meet_cluster()) return false;
+  if (item.job % b.layers[item.layer].ways == 0) keep(b, item);  // way 0 alone has them
+  return true;
 }
 
 // Every block is given the states of all and merges them, in order, to the attended rows of the job.
