@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from engine.errors import BackendUnavailable, Problem
+from engine.errors import BackendUnavailable, EngineError, Problem
 from engine.model.gpu_rows import Rows
 from engine.model.gpu_runner import GpuLayer, GpuRunner
 from engine.model.plan import Stack
@@ -15,11 +15,15 @@ from engine.model.torch_runner import DTYPES
 from engine_kernels.backends import CUDA_DTYPES, emulated
 from engine_kernels.cuda_decode import DecodeLayer, DecodeStep
 from engine_kernels.cuda_ops import CudaKernels
+from engine_kernels.errors import KernelError
 from engine_kernels.gpu_ops import plain
 
 
 def build(stack: Stack, folded: Folded, limits: Limits) -> Runner:
-    """A GpuRunner on limits.device; raises BackendUnavailable where the device is not there or the dtype is not run."""
+    """A GpuRunner on limits.device; raises BackendUnavailable where the device is not there or the dtype is not run.
+
+    EngineError where HEADCOUNT_CUDA_PATIENCE is no time.
+    """
     if limits.dtype not in CUDA_DTYPES:
         raise BackendUnavailable(Problem("dtype", " or ".join(CUDA_DTYPES) + " for backend cuda", limits.dtype))
     name = limits.device if limits.device != "auto" else "cpu" if emulated() else "cuda"
@@ -29,7 +33,10 @@ def build(stack: Stack, folded: Folded, limits: Limits) -> Runner:
         raise BackendUnavailable(Problem("device", "auto, cuda or cuda:N", repr(name))) from None
     if device.type != ("cpu" if emulated() else "cuda"):
         raise BackendUnavailable(Problem("device", "a GPU, or the CPU under ENGINE_CUDA_EMULATED=1", repr(name)))
-    return CudaRunner(stack, folded, DTYPES[limits.dtype], device, CudaKernels(device))
+    try:
+        return CudaRunner(stack, folded, DTYPES[limits.dtype], device, CudaKernels(device))
+    except KernelError as error:
+        raise EngineError(Problem(error.argument, error.expected, error.got)) from None
 
 
 class CudaRunner(GpuRunner):
@@ -42,17 +49,25 @@ class CudaRunner(GpuRunner):
         self._whole: DecodeStep | None = None
         self._refusal = _refusal(stack)
         if self._refusal is None:
-            self._whole = DecodeStep(kernels.module, device, stack.hidden, [_decode_layer(layer) for layer in self.layers])
+            with self._on_device():
+                self._whole = DecodeStep(kernels.module, device, stack.hidden, [_decode_layer(layer) for layer in self.layers])
             self._refusal = self._whole.refusal
 
     def step(self, batch: Batch) -> StepResult:
         result = super().step(batch)
-        if self._whole is not None and self._refusal is None:
-            self._whole.check()
+        self.check_after_replays()
         return result
 
+    def check_after_replays(self) -> None:
+        """Waits for the decode steps so far; raises RuntimeError where one was given up, as step does. For benchmarks."""
+        if self._whole is not None and self._refusal is None:
+            self._whole.check()
+
     def describe(self) -> dict[str, Any]:
-        decode = "one launch for all layers, up to 16 sequences" if self._refusal is None else f"kernels of each layer: {self._refusal}"
+        if self._whole is None or self._refusal is not None:
+            return {**super().describe(), "decode": f"kernels of each layer: {self._refusal}"}
+        clusters, cluster = self._whole.grid(1)
+        decode = f"one launch for all layers, up to 16 sequences; {clusters} clusters of {cluster} blocks at one"
         return {**super().describe(), "decode": decode}
 
     def _decode_layers(self, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:

@@ -1,10 +1,11 @@
 """The decode step of a whole model by one CUDA launch: weights packed once, a validated schedule per number of rows.
 
-Equation, schedule and data movement: docs/kernels.md, decode_step. On an sm_90 GPU, or on the CPU that plays one.
+Equation, schedule and data movement: docs/kernels.md, decode_step. On an sm_90 GPU, or on the emulated one.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine_kernels.errors import KernelError
 from engine_kernels.gpu_ops import Norm, Pair, Tables, plain
 from engine_kernels.ops import Visibility
 
-CLUSTER = 8  # blocks, the most that every sm_90 GPU has in a cluster
-EMULATED_CLUSTER = 2
-PATIENCE = 2_000_000_000  # nanoseconds a block waits for the others before it gives up
+CLUSTERS = (8, 4)  # sizes to choose from, best first; 8 blocks are the most that every sm_90 GPU has in a cluster
+EMULATED_CLUSTERS = (*CLUSTERS, 2)  # the emulated GPU has clusters of 2 alone where a test asks for no others
+PATIENCE = "HEADCOUNT_CUDA_PATIENCE"  # seconds a block waits for the others before it gives up, 2 where it is not set
+LONGEST_PATIENCE = 3600.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,10 @@ class DecodeLayer:
 
 
 class DecodeStep:
-    """All layers over one row of each of up to 16 sequences. refusal: why no number of rows can be run, None where one can."""
+    """All layers over one row of each of up to 16 sequences. refusal: why no number of rows can be run, None where one can.
+
+    Made on PyTorch's current device, where it starts a grid without work. Raises KernelError where HEADCOUNT_CUDA_PATIENCE is no time.
+    """
 
     def __init__(self, module: Any, device: torch.device, hidden: int, layers: Sequence[DecodeLayer]) -> None:
         self.refusal: str | None = None
@@ -43,25 +49,30 @@ class DecodeStep:
         self._layers = layers
         self._rooms: dict[int, _Room] = {}
         self._fits: dict[int, bool] = {}
+        self._patience = _patience()
         dims = {layer.qkv.shape[2] for layer in layers if layer.qkv is not None}
         if len(dims) != 1:
             self.refusal = f"heads of one size, not of {sorted(dims)}"
             return
         numbers = [_numbers(layer) for layer in layers]
-        self._decode = module.Decode(hidden, dims.pop(), numbers, EMULATED_CLUSTER if device.type == "cpu" else CLUSTER)
+        self._decode = module.Decode(hidden, dims.pop(), numbers, EMULATED_CLUSTERS if device.type == "cpu" else CLUSTERS)
         self.refusal = self._decode.refusal(1) or None
         if self.refusal is None:
             self._float16 = next(layer.qkv.dtype == torch.float16 for layer in layers if layer.qkv is not None)
             self._packed = torch.from_numpy(self._decode.pack([_weights(layer) for layer in layers])).to(device)
             self._meeting = torch.zeros(1, dtype=torch.int32, device=device)
             self._trouble = torch.zeros(4, dtype=torch.int32, device=device)
-            self._seen = torch.zeros(4, dtype=torch.int32, pin_memory=device.type == "cuda")
 
     def fits(self, rows: int) -> bool:
         """Whether steps of so many rows are run."""
         if rows not in self._fits:
             self._fits[rows] = self.refusal is None and not self._decode.refusal(rows)
         return self._fits[rows]
+
+    def grid(self, rows: int) -> tuple[int, int]:
+        """Clusters, and blocks of each, that a step of so many rows takes."""
+        grid: tuple[int, int] = self._decode.grid(rows)
+        return grid
 
     def __call__(self, hidden: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, rings: list[Pair | None]) -> torch.Tensor:
         """hidden [rows, hidden] float32 of sequences in slots at positions [rows] → the same after all layers; rings are written."""
@@ -73,21 +84,23 @@ class DecodeStep:
         stream = torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
         self._decode.run(
             self._float16, self._packed, layers, room.items, room.begins, hidden, out, slots, positions, room.outputs, room.states,
-            self._meeting, self._trouble, PATIENCE, stream,
+            self._meeting, self._trouble, self._patience, stream,
         )  # fmt: skip
-        self._seen.copy_(self._trouble, non_blocking=True)
         return out
 
     def check(self) -> None:
-        """Once results are on the host: raises RuntimeError where a block gave up waiting, and makes ready for the next step."""
-        if not self._seen[0]:
+        """Waits for the steps so far; raises RuntimeError where a block gave up waiting in one, and makes ready for the next.
+
+        Never of a step that is recorded: a copy to the host between two kernels of a graph would keep the second from starting early.
+        """
+        raised, block, layer, phase = self._trouble.tolist()
+        if not raised:
             return
-        _, block, layer, phase = self._seen.tolist()
-        for tensor in (self._seen, self._trouble, self._meeting):
-            tensor.zero_()
+        self._trouble.zero_()
+        self._meeting.zero_()
         what = "the other blocks" if phase == 1 else "its weights"
         raise RuntimeError(
-            f"decode step, block {block} before layer {layer}: expected {what} within {PATIENCE / 1e9:g} s, found nothing;"
+            f"decode step, block {block} before layer {layer}: expected {what} within {self._patience / 1e9:g} s, found nothing;"
             " the step was given up and its sequences are lost: reset their slots; if it happens again, load with backend='triton'"
         )
 
@@ -123,6 +136,18 @@ class _Room:
             made = self._decode.layers(self._rows, [(*(pair or (None, None)), span) for pair, span in zip(rings, spans, strict=True)])
             self._layers, self._where = torch.from_numpy(made).to(self.items.device), where
         return self._layers
+
+
+def _patience() -> int:
+    """Nanoseconds; raises KernelError where the variable is no time."""
+    said = os.environ.get(PATIENCE, "2")
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= LONGEST_PATIENCE:
+        raise KernelError(PATIENCE, f"a number of seconds above 0 and up to {LONGEST_PATIENCE:g}", repr(said))
+    return round(seconds * 1e9)
 
 
 def _numbers(layer: DecodeLayer) -> tuple[int, int, int, int, int, int, int, bool, bool, float, float]:

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -25,8 +26,9 @@ class CudaDecode {
   // heads, persistent, distance tables, window, segment, reach, first, attended zeros, norm first, norm eps, span ramp
   using LayerNumbers = std::tuple<int, int, int, int, int, int, int, bool, bool, float, float>;
 
-  CudaDecode(int hidden, int head_dim, const std::vector<LayerNumbers>& layers, int cluster)
-      : machine_(cuda::decode::machine_of_the_device(cluster)) {
+  // clusters: sizes to choose from, best first. Starts a grid without work of each.
+  CudaDecode(int hidden, int head_dim, const std::vector<LayerNumbers>& layers, const std::vector<int>& clusters)
+      : machines_(cuda::decode::machines_of_the_device(clusters)) {
     shape_.hidden = hidden;
     shape_.head_dim = head_dim;
     for (const auto& [heads, persistent, tables, window, segment, reach, first, zeros, norm_first, eps, ramp] : layers)
@@ -34,8 +36,27 @@ class CudaDecode {
           {heads, persistent, tables, {window, segment, reach, first, zeros}, norm_first, eps, ramp});
   }
 
+  // Blocks of a cluster, 1 to 16 → how many such clusters are resident at once, or why the GPU does not say.
+  static pybind11::dict clusters_at_once() {
+    pybind11::dict found;
+    for (int cluster = 1; cluster <= 16; ++cluster) {
+      try {
+        found[pybind11::int_(cluster)] = cuda::decode::machine_of_the_device(cluster).clusters;
+      } catch (const std::runtime_error& error) {
+        found[pybind11::int_(cluster)] = error.what();
+      }
+    }
+    return found;
+  }
+
   // "" or why it does not run steps of this many rows.
-  std::string refusal(int rows) const { return cuda::decode::refusal(shape_, machine_, rows); }
+  std::string refusal(int rows) const { return cuda::decode::refusal(shape_, machines_, rows); }
+
+  // Clusters, and blocks of each, of a step of this many rows.
+  std::tuple<int, int> grid(int rows) {
+    const cuda::decode::Machine& machine = of(rows).machine;
+    return {machine.clusters, machine.cluster};
+  }
 
   // Weights of each layer by name, 16-bit numbers as uint16 → all of them packed, as int32.
   Words pack(const std::vector<pybind11::dict>& layers) const {
@@ -124,7 +145,7 @@ class CudaDecode {
     if (found != schedules_.end()) return found->second;
     const std::string why = refusal(rows);
     check(why.empty(), "decode", why, "these layers on this GPU");
-    const cuda::decode::Schedule made = cuda::decode::plan(shape_, machine_, rows);
+    const cuda::decode::Schedule made = cuda::decode::plan(shape_, machines_, rows);
     cuda::decode::validate(shape_, cuda::decode::places_of(shape_), made);
     return schedules_.emplace(rows, made).first->second;
   }
@@ -173,7 +194,7 @@ class CudaDecode {
   }
 
   cuda::decode::Shape shape_;
-  cuda::decode::Machine machine_;
+  cuda::decode::Machines machines_;
   std::map<int, cuda::decode::Schedule> schedules_;
 };
 

@@ -249,10 +249,12 @@ PYBIND11_MODULE(HEADCOUNT_CUDA_MODULE, module) {
       .def("rows", &CudaAttention::rows, py::arg("first_rows"), py::arg("lengths"), py::arg("slots"),
            py::arg("offsets"), py::arg("positions"), py::arg("new_keys"), py::arg("new_values"),
            py::arg("tile_sequence"), py::arg("tile_row"), py::arg("tile_rows"), py::arg("stream"));
+  module.def("clusters_at_once", &CudaDecode::clusters_at_once);
   py::class_<CudaDecode>(module, "Decode", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
-      .def(py::init<int, int, const std::vector<CudaDecode::LayerNumbers>&, int>(), py::arg("hidden"),
-           py::arg("head_dim"), py::arg("layers"), py::arg("cluster"))
+      .def(py::init<int, int, const std::vector<CudaDecode::LayerNumbers>&, const std::vector<int>&>(),
+           py::arg("hidden"), py::arg("head_dim"), py::arg("layers"), py::arg("clusters"))
       .def("refusal", &CudaDecode::refusal, py::arg("rows"))
+      .def("grid", &CudaDecode::grid, py::arg("rows"))
       .def("pack", &CudaDecode::pack, py::arg("layers"))
       .def("schedule", &CudaDecode::schedule, py::arg("rows"))
       .def("layers", &CudaDecode::layers, py::arg("rows"), py::arg("rings"))
@@ -262,5 +264,9 @@ PYBIND11_MODULE(HEADCOUNT_CUDA_MODULE, module) {
            py::arg("stream"));
 #ifdef HEADCOUNT_CUDA_EMULATED
   module.def("set_order", [](unsigned order) { emulated_order = order; }, py::arg("order"));
+  module.def(
+      "set_clusters",
+      [](const std::map<int, int>& clusters, int blocks) { cuda::decode::emulated_gpu = {clusters, blocks}; },
+      py::arg("clusters"), py::arg("blocks") = cuda::decode::EmulatedGpu().blocks);
 #endif
 }

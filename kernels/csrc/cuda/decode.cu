@@ -1,5 +1,6 @@
 // The decode step: every block works through its list of items.
 #include <stdexcept>
+#include <vector>
 
 #include "cuda/decode_attend.h"
 #include "cuda/decode_rows.h"
@@ -7,6 +8,8 @@
 
 namespace cuda::decode {
 namespace {
+
+static_assert(sizeof(Parameters) <= 4096, "all that a kernel is given");
 
 // What the block needs all the time: its items, the layers, where its sequences are, the hidden rows.
 template <typename T, int D>
@@ -83,6 +86,53 @@ auto kernel_of(int head_dim) {
   throw std::invalid_argument("the decode kernel runs heads of 32, 64 or 128 numbers");
 }
 
+Launch launch_of(const Machine& machine, size_t shared_bytes) {
+  Launch launch;
+  launch.blocks_x = machine.clusters * machine.cluster;
+  launch.threads = threads;
+  launch.shared_bytes = shared_bytes;
+  launch.cluster = machine.cluster;
+  launch.together = true;
+#ifdef HEADCOUNT_CUDA_EMULATED
+  if (launch.blocks_x > static_cast<unsigned>(emulated_gpu.blocks))
+    throw std::runtime_error("kernel launch: more blocks than the emulated GPU starts together");
+#endif
+  return launch;
+}
+
+#ifdef __CUDACC__
+// Zeros in the memory of the GPU.
+class Zeros {
+ public:
+  explicit Zeros(size_t count) {
+    check(cudaMalloc(&data_, count * sizeof(int32_t)), "memory for a trial launch");
+    check(cudaMemset(data_, 0, count * sizeof(int32_t)), "memory for a trial launch");
+  }
+  ~Zeros() { cudaFree(data_); }
+  Zeros(const Zeros&) = delete;
+  Zeros& operator=(const Zeros&) = delete;
+  const int32_t* data() const { return static_cast<const int32_t*>(data_); }
+
+ private:
+  void* data_ = nullptr;
+};
+void wait_for_trial() { check(cudaStreamSynchronize(nullptr), "trial launch"); }
+#else
+using Zeros = std::vector<int32_t>;
+void wait_for_trial() {}
+#endif
+
+// Starts the whole grid with the most shared memory, every list of items empty: throws whatever keeps a step from
+// starting, and touches no memory of a model.
+void try_to_start(const Machine& machine) {
+  const Zeros begins(size_t(machine.clusters) * machine.cluster + 1);
+  Parameters parameters = {};
+  parameters.step.begins = begins.data();
+  parameters.cluster = machine.cluster;
+  start(launch_of(machine, machine.shared_bytes), nullptr, kernel_of<bf16>(64), parameters);
+  wait_for_trial();
+}
+
 }  // namespace
 
 #ifdef __CUDACC__
@@ -111,18 +161,35 @@ Machine machine_of_the_device(int cluster) {
   return {clusters, cluster, static_cast<size_t>(shared_bytes)};
 }
 #else
-// A small GPU to play.
-Machine machine_of_the_device(int cluster) { return {2, cluster, 227 << 10}; }
+EmulatedGpu emulated_gpu;
+Machine machine_of_the_device(int cluster) {
+  const auto found = emulated_gpu.clusters.find(cluster);
+  return {found == emulated_gpu.clusters.end() ? 0 : found->second, cluster, most_shared_bytes};
+}
 #endif
 
+Machines machines_of_the_device(const std::vector<int>& clusters) {
+  Machines machines;
+  for (const int cluster : clusters) {
+    std::string said = "none resident";
+    try {
+      const Machine machine = machine_of_the_device(cluster);
+      if (machine.clusters > 0) {
+        said = std::to_string(machine.clusters) + " not started";
+        try_to_start(machine);
+        machines.usable.push_back(machine);
+        continue;
+      }
+    } catch (const std::runtime_error& error) {
+      said += std::string(" (") + error.what() + ")";
+    }
+    machines.others +=
+        (machines.others.empty() ? "" : ", ") + std::string("clusters of ") + std::to_string(cluster) + ": " + said;
+  }
+  return machines;
+}
+
 void run(const Shape& shape, const Schedule& schedule, const Step& step, Stream stream) {
-  const Machine& machine = schedule.machine;
-  Launch launch;
-  launch.blocks_x = machine.clusters * machine.cluster;
-  launch.threads = threads;
-  launch.shared_bytes = schedule.shared.bytes;
-  launch.cluster = machine.cluster;
-  launch.together = true;
   const Parameters parameters = {step,
                                  schedule.shared,
                                  shape.hidden,
@@ -130,9 +197,9 @@ void run(const Shape& shape, const Schedule& schedule, const Step& step, Stream 
                                  schedule.rows,
                                  schedule.stages,
                                  schedule.most_jobs,
-                                 machine.cluster,
+                                 schedule.machine.cluster,
                                  schedule.stage_bytes};
-  start(launch, stream,
+  start(launch_of(schedule.machine, schedule.shared.bytes), stream,
         step.number == Number::bfloat16 ? kernel_of<bf16>(shape.head_dim) : kernel_of<fp16>(shape.head_dim),
         parameters);
 }

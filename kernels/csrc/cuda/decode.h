@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -112,9 +113,17 @@ struct Shared {
   int32_t pitch;  // of the scores
 };
 
+constexpr size_t most_shared_bytes = 227 << 10;  // of a block on sm_90
+
 struct Machine {
   int clusters = 1, cluster = 1;
-  size_t shared_bytes = 227 << 10;  // of a block
+  size_t shared_bytes = most_shared_bytes;  // of a block
+};
+
+// Grids to choose from, and why others that were asked for are not among them.
+struct Machines {
+  std::vector<Machine> usable;
+  std::string others;
 };
 
 struct Schedule {
@@ -132,6 +141,11 @@ struct Schedule {
 std::string refusal(const Shape& shape, const Machine& machine, int rows);
 // Throws std::invalid_argument with what refusal says.
 Schedule plan(const Shape& shape, const Machine& machine, int rows);
+// Bytes that the busiest block of each layer reads, added up over the layers.
+size_t busiest_bytes(const Shape& shape, const Schedule& schedule);
+// The same of the machines: "" where one of them runs it, and the plan with the fewest busiest_bytes.
+std::string refusal(const Shape& shape, const Machines& machines, int rows);
+Schedule plan(const Shape& shape, const Machines& machines, int rows);
 // Throws std::invalid_argument where a schedule would compute something else than the layers or could read what is not
 // there yet: every tile once, all blocks meeting equally often, pieces that are what their items consume, buffers large
 // enough.
@@ -168,6 +182,16 @@ struct Step {
 std::vector<Layer> layers_of(const Shape& shape, const Schedule& schedule);
 // Clusters of this size that the current GPU keeps resident at once, none where it is older than sm_90.
 Machine machine_of_the_device(int cluster);
+// Those of these cluster sizes, best first, whose whole grid the current GPU has started in a trial with empty lists.
+Machines machines_of_the_device(const std::vector<int>& clusters);
+#ifdef HEADCOUNT_CUDA_EMULATED
+// The emulated GPU: by the size of a cluster how many it says are resident at once, and how many blocks it then starts.
+struct EmulatedGpu {
+  std::map<int, int> clusters = {{2, 2}};
+  int blocks = 1 << 16;
+};
+extern EmulatedGpu emulated_gpu;
+#endif
 void run(const Shape& shape, const Schedule& schedule, const Step& step, Stream stream);
 
 }  // namespace cuda::decode

@@ -1,5 +1,6 @@
 // Who does what in a decode step, and where it lies in shared memory.
 #include <algorithm>
+#include <numeric>
 #include <stdexcept>
 
 #include "cuda/decode.h"
@@ -238,6 +239,49 @@ Schedule plan(const Shape& shape, const Machine& machine, int rows) {
   const std::string why = refusal(shape, machine, rows);
   if (!why.empty()) throw std::invalid_argument("the decode kernel runs " + why);
   return Planner(shape, machine, rows).plan();
+}
+
+// A layer ends for all blocks when its busiest one has read what it needs: its stream, and what the jobs of the layer
+// before wrote. So clusters without a job count, and so does what ways and jobs read again.
+size_t busiest_bytes(const Shape& shape, const Schedule& schedule) {
+  std::vector<size_t> most(shape.layers.size() + 1);
+  for (size_t block = 0; block + 1 < schedule.begins.size(); ++block) {
+    std::vector<size_t> read(most.size());
+    for (int32_t i = schedule.begins[block]; i < schedule.begins[block + 1]; ++i) {
+      const Item& item = schedule.items[i];
+      read[item.layer] += item.bytes + context_bytes(shape, item, schedule.rows);
+      if (item.kind != Kind::rows || item.layer == 0) continue;
+      const size_t jobs = size_t(shape.layers[item.layer - 1].heads) * schedule.ways[item.layer - 1];
+      read[item.layer] += jobs * schedule.rows * rounded_up(shape.hidden, schedule.machine.cluster) * 4;
+    }
+    for (size_t layer = 0; layer < most.size(); ++layer) most[layer] = std::max(most[layer], read[layer]);
+  }
+  return std::accumulate(most.begin(), most.end(), size_t{0});
+}
+
+std::string refusal(const Shape& shape, const Machines& machines, int rows) {
+  std::string first = machines.usable.empty() ? "on a GPU that starts its grid, not one with " + machines.others : "";
+  for (const Machine& machine : machines.usable) {
+    const std::string why = refusal(shape, machine, rows);
+    if (why.empty()) return "";
+    if (first.empty()) first = why;
+  }
+  return first;
+}
+
+Schedule plan(const Shape& shape, const Machines& machines, int rows) {
+  const std::string why = refusal(shape, machines, rows);
+  if (!why.empty()) throw std::invalid_argument("the decode kernel runs " + why);
+  Schedule best;
+  size_t fewest = SIZE_MAX;
+  for (const Machine& machine : machines.usable) {
+    if (!refusal(shape, machine, rows).empty()) continue;
+    const Schedule made = plan(shape, machine, rows);
+    const size_t bytes = busiest_bytes(shape, made);
+    if (bytes < fewest) best = made;
+    fewest = std::min(fewest, bytes);
+  }
+  return best;
 }
 
 std::vector<Layer> layers_of(const Shape& shape, const Schedule& schedule) {

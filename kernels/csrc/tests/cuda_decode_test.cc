@@ -1,4 +1,4 @@
-// Python-free test of the decode kernel on the host that plays a GPU: tokens in a row against loops in double, for
+// Python-free test of the decode kernel on the emulated GPU: tokens in a row against loops in double, for
 // several patterns of heads, batches, grids and orders of threads; blocks that never come make the others give up.
 #include <cstdint>
 #include <cstring>
@@ -269,7 +269,8 @@ void try_faults() {
                  {8, 1});
 }
 
-// A block that has nothing to do meets nobody: the others give up and say where, and the launch ends.
+// A block that has nothing to do meets nobody: the others give up and say where, and the launch ends. They leave with
+// stages issued and not taken: the emulator throws where a block ends before its copies have landed.
 void try_missing() {
   emulated_order = 3;
   for (const decode::Machine& machine : {decode::Machine{3, 1}, decode::Machine{2, 2}}) {
@@ -292,6 +293,50 @@ void try_missing() {
   expect(running.trouble.raised == 1 && running.trouble.phase == 2 && running.trouble.layer == 0 &&
              running.trouble.block == 0,
          "a stage that never fills is given up");
+  // The same at the end of the last layer, which has no head: no meeting follows.
+  ModelCase<bf16> bare(64, 32, {{0, 0, 0, {}, true, 1e-5f, 0}}, 5);
+  Running<bf16> alone(bare, {1, 2}, 1);
+  find(alone.schedule, decode::Kind::rows, 1).bytes += 16;
+  alone.run(bare.floats(64, 1), short_enough);
+  expect(alone.trouble.raised == 1 && alone.trouble.phase == 2 && alone.trouble.layer == 1, "nor does the last one");
+}
+
+// Which of two grids is taken for layers of the published geometry, all of `heads` heads.
+void try_choice() {
+  const auto cluster_of = [](int heads, int rows, int eights, int fours) {
+    const decode::LayerShape layer = {heads, 2048, heads, {192, 0, 192, 0, true}, true, 1e-5f, 0};
+    const decode::Shape shape{512, 64, {layer, layer}};
+    const decode::Schedule made = decode::plan(shape, decode::Machines{{{eights, 8}, {fours, 4}}, ""}, rows);
+    decode::validate(shape, decode::places_of(shape), made);
+    return made.machine.cluster;
+  };
+  for (const int rows : {1, 16})
+    expect(cluster_of(8, rows, 16, 33) == 8, "8 heads on 16 clusters of 8, " + std::to_string(rows) + " rows");
+  expect(cluster_of(8, 1, 15, 33) == 4, "8 heads on 15 clusters of 8, half of which would have no job");
+  expect(cluster_of(8, 16, 15, 33) == 8, "but not where four times the ways write outputs of 16 rows");
+  expect(cluster_of(4, 1, 15, 33) == 8, "4 heads, three ways each");
+  expect(cluster_of(8, 1, 3, 33) == 4, "few clusters of 8");
+  // A machine with too little shared memory is passed over, and what no machine runs is refused by the first's reason.
+  const decode::Shape shape{64, 32, mixed()};
+  const decode::Machines both{{{4, 8, 20 << 10}, {4, 2}}, ""}, small{{{4, 8, 20 << 10}, {4, 2, 30 << 10}}, ""};
+  expect(decode::plan(shape, both, 1).machine.cluster == 2, "the machine whose shared memory suffices");
+  expect(decode::refusal(shape, small, 1).find("not " + std::to_string(20 << 10)) != std::string::npos, "neither");
+}
+
+// What the GPU says that it places, and what it then starts.
+void try_machines() {
+  const auto first_of = [](const decode::EmulatedGpu& gpu) {
+    decode::emulated_gpu = gpu;
+    const decode::Machines machines = decode::machines_of_the_device({8, 4});
+    decode::emulated_gpu = {};
+    if (!machines.usable.empty()) return std::to_string(machines.usable[0].cluster);
+    return decode::refusal({64, 32, mixed()}, machines, 1);
+  };
+  expect(first_of({{{8, 3}, {4, 7}}, 99}) == "8", "the first of those that start");
+  expect(first_of({{{8, 3}, {4, 2}}, 9}) == "4", "8 blocks where 24 do not start");
+  const std::string why = first_of({{{4, 3}}, 9});
+  for (const char* named : {"clusters of 8: none resident", "clusters of 4: 3 not started (kernel launch: more blocks"})
+    expect(why.find(named) != std::string::npos, "a refusal in the launch's words: " + why);
 }
 
 void try_refusals() {
@@ -312,6 +357,8 @@ int main() {
   try_refusals();
   try_faults();
   try_missing();
+  try_choice();
+  try_machines();
   try_orders<bf16>("one block", mixed(), 64, 32, {1, 1}, 1, 8);
   try_orders<bf16>("three clusters", mixed(), 64, 32, {3, 1}, 2, 4);
   try_orders<fp16>("a cluster of three", after(), 64, 32, {1, 3}, 5, 3);

@@ -14,6 +14,7 @@ import torch
 from engine.checkpoint import Checkpoint
 from engine.model.cuda_runner import CudaRunner
 from engine.spec import Cluster, Embedding, OutputCluster, Vocabulary
+from engine_kernels.cuda_decode import PATIENCE
 from engine_kernels.testing import difference
 from tests.engine import engine_side
 from tests.engine.random_specs import random_checkpoint, random_weights
@@ -77,7 +78,8 @@ def test_what_it_does_not_run_says_why() -> None:
     assert "heads of 32, 64 or 128" in cuda_runner(bare, "float16").describe()["decode"]
 
 
-def test_a_step_that_was_given_up_is_an_error_and_the_next_one_runs() -> None:
+def test_a_step_that_was_given_up_is_an_error_and_the_next_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PATIENCE, raising=False)
     case = Case.of(rounded(wide(0), "float16"), "float16")
     runner = cuda_runner(case.checkpoint, "float16")
     whole = runner._whole
