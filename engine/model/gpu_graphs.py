@@ -1,17 +1,22 @@
-"""Decode steps of the GPU backends on buffers that stay in place: on a GPU, one CUDA graph per batch bucket."""
+"""Decode steps of the GPU backends on buffers that stay in place, recorded once per batch bucket."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from engine.model.gpu_rows import Rows
+from engine.model.gpu_recording import Record, Results
+from engine.model.gpu_rows import Rows, staged
 from engine_kernels.gpu_ops import Sequences
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # beyond, multiples of the last
-Work = Callable[[torch.Tensor, Rows], tuple[torch.Tensor, ...]]  # hidden [rows, hidden] → results [rows, ..]
+Inputs = np.ndarray | torch.Tensor  # indices of table rows [indices, rows] int64 on the host, or hidden [rows, hidden] float32
+Work = Callable[[torch.Tensor, Rows], Results]  # inputs on the device, rows → results [rows, ..]
 
 
 def bucket(rows: int) -> int:
@@ -19,79 +24,104 @@ def bucket(rows: int) -> int:
     return next((size for size in BUCKETS if rows <= size), -(-rows // BUCKETS[-1]) * BUCKETS[-1])
 
 
+@dataclass
+class Launches:
+    """Kernels that steps started. calls: in all, by name, as the backend counts them; of_layers: by the layers of the last step."""
+
+    calls: Counter[str]
+    of_layers: int = 0
+
+    @contextmanager
+    def layers(self) -> Iterator[None]:
+        """Around the layers of a step."""
+        before = self.calls.total()
+        yield
+        self.of_layers = self.calls.total() - before
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all steps of a runner share. spare: the slot of rows that only fill a bucket, whose ring no sequence reads."""
+
+    record: Record
+    launches: Launches
+    spare: int
+    device: torch.device
+
+
 class DecodeSteps:
-    """Steps in which every sequence brings one row. Rows that only fill a bucket belong to the spare slot, whose ring is nobody's."""
+    """Steps in which every sequence brings one row."""
 
-    def __init__(self, work: Work, hidden: int, spare: int, device: torch.device) -> None:
+    def __init__(self, work: Work, around: Surroundings, *, hidden: int, indices: int = 0) -> None:
+        """indices: how many indices of a row the work takes; 0: it takes rows of `hidden` numbers."""
         self._work = work
+        self._around = around
         self._hidden = hidden
-        self._spare = spare
-        self._device = device
-        self._steps: dict[int, _Step] = {}
+        self._indices = indices
+        self._steps: dict[int, Step] = {}
 
-    def __call__(self, hidden: torch.Tensor, slots: np.ndarray, positions: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """The work on hidden [rows, hidden] float32 of sequences in slots at positions [rows]."""
-        return self._step(len(hidden))(hidden, slots, positions)
+    def __call__(self, inputs: Inputs, slots: np.ndarray, positions: np.ndarray) -> Results:
+        """The work on sequences in slots at positions [rows]; the next step of as many rows may write over its results."""
+        step = self.of(len(slots))
+        step.fill(inputs, slots, positions)
+        return tuple(result[: len(slots)] for result in step.run())
 
-    def replay(self, rows: int) -> Callable[[], None]:
-        """A step of the bucket of `rows` rows, all of the spare slot."""
-        step = self._step(rows)
-        nothing = np.zeros(0, np.int64)
-        step(torch.zeros((0, self._hidden), device=self._device), nothing, nothing)
-        return step.run
-
-    def _step(self, rows: int) -> _Step:
+    def of(self, rows: int) -> Step:
+        """The step that runs `rows` rows; while it is new, all of its rows are the spare slot's."""
         size = bucket(rows)
         if size not in self._steps:
-            self._steps[size] = _Step(self._work, size, self._hidden, self._spare, self._device)
+            self._steps[size] = Step(self._work, self._around, size, self._hidden, self._indices)
         return self._steps[size]
 
     def forget(self) -> None:
-        """Drop what was captured: the rings have moved."""
+        """Drop what was recorded: the rings have moved."""
         self._steps.clear()
 
 
-class _Step:
-    """The buffers of one bucket, and on a GPU the graph that reads and writes them."""
+class Step:
+    """The buffers of one bucket and the recorded work that reads them."""
 
-    def __init__(self, work: Work, size: int, hidden: int, spare: int, device: torch.device) -> None:
+    def __init__(self, work: Work, around: Surroundings, size: int, hidden: int, indices: int) -> None:
         self._work = work
-        self._spare = spare
-        self._hidden = torch.zeros((size, hidden), device=device)
-        self._places = torch.zeros((2, size), dtype=torch.int64, device=device)  # slots, positions
-        self._places[0] = spare
+        self._around = around
+        device, launches = around.device, around.launches
+        # Slots, positions, indices: each at a multiple of 16 bytes, for kernels are compiled apart for any other place.
+        self._numbers = torch.zeros((2 + indices, max(size, 2)), dtype=torch.int64, device=device)
+        self._numbers[0] = around.spare
+        slots, positions = self._numbers[:2, :size]
+        self._inputs = self._numbers[2:, :size] if indices else torch.zeros((size, hidden), device=device)
         order = torch.arange(size, device=device)
-        slots, positions = self._places
         single = Sequences(order, torch.ones_like(order), slots, offsets=positions, positions=positions)
         none = np.zeros(0, np.int64)
         self._rows = Rows(slots, positions, order, single, None, none, none)
-        self._graph: torch.cuda.CUDAGraph | None = None
-        if device.type == "cuda":
-            self._capture()
+        self._calls: Counter[str] = Counter()
+        self._of_layers = launches.of_layers
+        self._replay = around.record(self._uncounted)
 
-    def __call__(self, hidden: torch.Tensor, slots: np.ndarray, positions: np.ndarray) -> tuple[torch.Tensor, ...]:
-        places = np.zeros(self._places.shape, np.int64)
-        places[0] = self._spare
-        places[:, : len(slots)] = slots, positions
-        self._places.copy_(torch.from_numpy(places))
-        self._hidden[: len(hidden)] = hidden
-        self.run()
-        return tuple(result[: len(hidden)].clone() for result in self._results)  # the next replay writes over them
-
-    def run(self) -> None:
-        """The work on what the buffers hold."""
-        if self._graph is None:
-            self._results = self._work(self._hidden, self._rows)
+    def fill(self, inputs: Inputs, slots: np.ndarray, positions: np.ndarray) -> None:
+        """What the next run reads; one copy from the host, which waits for nothing."""
+        rows = len(slots)
+        numbers = np.zeros(self._numbers.shape, np.int64)
+        numbers[0] = self._around.spare
+        numbers[:2, :rows] = slots, positions
+        if isinstance(inputs, np.ndarray):
+            numbers[2:, :rows] = inputs
         else:
-            self._graph.replay()
+            self._inputs[:rows] = inputs
+        self._numbers.copy_(staged(numbers, self._around.device), non_blocking=True)
 
-    def _capture(self) -> None:
-        """Run once aside, so that every kernel is compiled, then record; all rows are the spare slot's."""
-        aside: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            self._work(self._hidden, self._rows)
-        torch.cuda.current_stream().wait_stream(aside)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._results = self._work(self._hidden, self._rows)
+    def run(self) -> Results:
+        """The work on what the buffers hold; counts its launches, which a replay starts unseen."""
+        results = self._replay()
+        self._around.launches.calls.update(self._calls)
+        self._around.launches.of_layers = self._of_layers
+        return results
+
+    def _uncounted(self) -> Results:
+        """The work, its launches noted for `run` to count: the work runs to be recorded as well, and does not run in a replay."""
+        launches = self._around.launches
+        before = launches.calls.copy()
+        results = self._work(self._inputs, self._rows)
+        self._calls, self._of_layers = launches.calls - before, launches.of_layers
+        launches.calls -= self._calls
+        return results

@@ -36,7 +36,7 @@ class Rows:
         parts = [np.repeat(batch.slots, batch.lengths), order - np.repeat(firsts - batch.starts, batch.lengths), order]
         for chosen in (~several, several):
             parts += [firsts[chosen], batch.lengths[chosen], batch.slots[chosen], batch.starts[chosen]]
-        slots, positions, rows, *split = _copied(parts, device)
+        slots, positions, rows, *split = copied(parts, device)
         single, others = _sequences(*split[:4]), _sequences(*split[4:])
         return Rows(slots, positions, rows, single, others, batch.lengths[several], ends[several])
 
@@ -48,14 +48,23 @@ class Rows:
         return self._tails[capacity]
 
 
-def _copied(parts: list[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+def staged(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The numbers in memory that a copy to `device` reads without the host waiting for it.
+
+    For a GPU that is pinned memory of PyTorch's pool, which gives it out again only when the copies that read it are done.
+    """
+    held = torch.from_numpy(numbers)
+    return held.pin_memory() if device.type == "cuda" else held
+
+
+def copied(parts: list[np.ndarray], device: torch.device) -> list[torch.Tensor]:
     """Whole numbers on the device by one copy, each part at a multiple of 16 bytes: kernels are compiled apart for any other place."""
     firsts = np.cumsum([0, *(len(part) + len(part) % 2 for part in parts)])
     packed = np.zeros(firsts[-1], np.int64)
     places = [slice(first, first + len(part)) for first, part in zip(firsts[:-1], parts, strict=True)]
     for place, part in zip(places, parts, strict=True):
         packed[place] = part
-    there = torch.from_numpy(packed).to(device)
+    there = staged(packed, device).to(device, non_blocking=True)
     return [there[place] for place in places]
 
 

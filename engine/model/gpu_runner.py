@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 
-from engine.model.gpu_graphs import DecodeSteps
+from engine.model.gpu_graphs import DecodeSteps, Launches, Surroundings, Work
+from engine.model.gpu_mid_stream import MidStreamStep, randomise
+from engine.model.gpu_recording import Results, recording
 from engine.model.gpu_rows import Rows
 from engine.model.gpu_vocabulary import GpuVocabulary
 from engine.model.gpu_weights import Storage, stacked, tables_in
@@ -43,9 +45,16 @@ class GpuRunner:
         self.vocabulary = GpuVocabulary(stack, *self._storage.vocabulary(stack, folded), folded.embedding_scale, kernels)
         self._slots = Slots()
         self._rings = [Rings(layer.start, layer.capacity) if layer.start else None for layer in self.layers]
-        self._last_launches = 0
-        spare = self.open()
-        self._decode, self._next = (DecodeSteps(work, stack.hidden, spare, device) for work in (self._layers_alone, self._to_next_token))
+        self._steps: list[DecodeSteps] = []  # all that hold recordings
+        self._around = Surroundings(recording(device), Launches(kernels.calls), self.open(), device)
+        indices = self.vocabulary.indices
+        self._decode, self._next = (self._recorded(work, indices) for work in (self._to_hidden, self._to_next_token))
+
+    def _recorded(self, work: Work, indices: int) -> DecodeSteps:
+        """Decode steps that are recorded anew when the rings move."""
+        steps = DecodeSteps(work, self._around, hidden=self.stack.hidden, indices=indices)
+        self._steps.append(steps)
+        return steps
 
     def open(self) -> int:
         slot = self._slots.open()
@@ -53,9 +62,9 @@ class GpuRunner:
             if rings is not None:
                 keys = rings.keys
                 rings.grow(self._slots.capacity)
-                if rings.keys is not keys and slot:
-                    self._decode.forget()
-                    self._next.forget()
+                if rings.keys is not keys:
+                    for steps in self._steps:
+                        steps.forget()
                 rings.restart(slot)
         return slot
 
@@ -72,14 +81,20 @@ class GpuRunner:
         with torch.no_grad(), self._on_device():
             if self.stack.causal:
                 self._slots.advance(batch)
-            hidden = self.vocabulary.embed(batch.ids, position_rows(batch, self.stack.embedding), batch.token_types)  # [rows, hidden]
-            if self.stack.causal and batch.tap is None and len(batch.ids) == len(batch.slots):
+            ids, positions, types = batch.ids, position_rows(batch, self.stack.embedding), batch.token_types
+            if self.stack.causal and batch.tap is None and len(ids) == len(batch.slots):
+                inputs = self.vocabulary.inputs(ids, positions, types)
                 if batch.want == "next":
-                    return StepResult(next=TorchNextToken(self.vocabulary, *self._next(hidden, batch.slots, batch.starts)))
-                (hidden,) = self._decode(hidden, batch.slots, batch.starts)
+                    hidden, head = self._next(inputs, batch.slots, batch.starts)
+                    if len(self.stack.outputs) > 1:  # tails are asked for later, when another step may have written over the hidden rows
+                        hidden = hidden.clone()
+                    return StepResult(next=TorchNextToken(self.vocabulary, hidden, head))
+                (hidden,) = self._decode(inputs, batch.slots, batch.starts)  # read to the end below, before any other step
             else:
+                hidden = self.vocabulary.embed(ids, positions, types)  # [rows, hidden]
                 give_tap(batch, -1, hidden)
-                hidden = self._all_layers(hidden, Rows.of(batch, self.device, causal=self.stack.causal), batch)
+                with self._around.launches.layers():
+                    hidden = self._all_layers(hidden, Rows.of(batch, self.device, causal=self.stack.causal), batch)
             return self.vocabulary.result(self.vocabulary.finish(hidden), batch, Groups(batch, self.device))
 
     def _on_device(self) -> AbstractContextManager[object]:
@@ -88,29 +103,56 @@ class GpuRunner:
 
     def _all_layers(self, hidden: torch.Tensor, rows: Rows, tapped: Batch | None = None) -> torch.Tensor:
         """hidden [rows, hidden] through all layers; `tapped` is told of each."""
-        before = self.kernels.calls.total()
         for index, (layer, rings) in enumerate(zip(self.layers, self._rings, strict=True)):
             hidden = layer(hidden, rows, rings)
             if tapped is not None:
                 give_tap(tapped, index, hidden)
-        self._last_launches = self.kernels.calls.total() - before
         return hidden
 
     def _decode_layers(self, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
         """The same for one row of each sequence: what a recorded step does."""
         return self._all_layers(hidden, rows)
 
-    def _layers_alone(self, hidden: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, ...]:
-        return (self._decode_layers(hidden, rows),)
+    def _layers_alone(self, hidden: torch.Tensor, rows: Rows) -> Results:
+        """hidden [rows, hidden] through all layers, as decode_step times it."""
+        with self._around.launches.layers():
+            return (self._decode_layers(hidden, rows),)
 
-    def _to_next_token(self, hidden: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, ...]:
+    def _to_hidden(self, inputs: torch.Tensor, rows: Rows) -> Results:
+        """vocabulary.inputs through all layers, before the final norm."""
+        return self._layers_alone(self.vocabulary.begin(inputs), rows)
+
+    def _to_next_token(self, inputs: torch.Tensor, rows: Rows) -> Results:
         """What TorchNextToken is made of: the last hidden states and the log-probabilities of the first cluster and the tails' entries."""
-        hidden = self.vocabulary.finish(self._decode_layers(hidden, rows))
+        (hidden,) = self._to_hidden(inputs, rows)
+        hidden = self.vocabulary.finish(hidden)
         return hidden, self.vocabulary.head_log_probs(hidden)
 
-    def decode_step(self, rows: int) -> Callable[[], None]:
-        """One pass of the layers over `rows` rows of a slot that is nobody's, without embedding and vocabulary; for benchmarks."""
-        return self._decode.replay(rows)
+    def decode_step(self, rows: int) -> MidStreamStep:
+        """One pass of the layers, without embedding and vocabulary, over a row of each of `rows` sequences in mid-stream; for benchmarks.
+
+        Each has a slot of its own, opened here and given back by close(). Rings and hidden rows are random, and positions lie beyond every
+        window: every row reads its own ring over the whole window. After calls, check_after_replays() says whether they can be trusted.
+        """
+        slots = np.array([self.open() for _ in range(rows)])
+        with torch.no_grad(), self._on_device():
+            random = torch.Generator(self.device).manual_seed(rows)
+            for rings in self._rings:
+                if rings is not None:
+                    randomise(rings, slots, random)
+            hidden = torch.randn((rows, self.stack.hidden), generator=random, device=self.device)
+        beyond = max((layer.capacity for layer in self.layers if layer.start is not None), default=0)
+        steps = self._recorded(self._layers_alone, indices=0)
+
+        def close() -> None:
+            self._steps.remove(steps)
+            for slot in slots.tolist():
+                self.close(slot)
+
+        return MidStreamStep(steps, hidden, slots, beyond + np.arange(rows), self._on_device, close)
+
+    def check_after_replays(self) -> None:
+        """Raises what a replayed step could not report; kernels that report nothing leave it empty."""
 
     def bytes_of_a_step(self, rows: int) -> int:
         """What the layers' kernels cannot but read for one row of each of `rows` sequences: weights once, rings once each."""
@@ -123,7 +165,7 @@ class GpuRunner:
             **self._storage.describe(),
             "weight_bytes": sum(layer.weight_bytes for layer in self.layers) + self.vocabulary.weight_bytes,
             "launches": dict(self.kernels.calls),
-            "launches_of_last_step": self._last_launches,  # on a GPU, of the graph that was recorded last
+            "launches_of_last_step": self._around.launches.of_layers,
         }
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from engine.model.gpu_rows import copied
 from engine.model.plan import Stack
 from engine.model.runner import Batch, StepResult
 from engine.model.torch_cache import Groups
 from engine.model.torch_vocabulary import TorchVocabulary
 from engine_kernels.gpu_ops import GpuKernels, Matrix, Norm
+from engine_kernels.reference import layer_norm
 
 
 class GpuVocabulary(TorchVocabulary):
@@ -28,19 +30,63 @@ class GpuVocabulary(TorchVocabulary):
         self._matrices = matrices
         self.weight_bytes = sum(held.nbytes for held in (*weights.values(), *matrices.values()))
         self._kernels = kernels
+        plan = stack.embedding
+        added = [("embedding.positions", plan.positions), ("embedding.token_types", plan.token_types)]
+        self._added = [name for name, rows in added if rows]  # tables whose rows are added to a token's
+        self._plain = len(stack.inputs) == 1 and not stack.inputs[0].projected
+        self.indices = 1 + len(self._added) if self._plain else 0  # how many of a row `inputs` gives; 0: it gives hidden rows
+
+    def embed(self, ids: np.ndarray, positions: np.ndarray | None, token_types: np.ndarray | None) -> torch.Tensor:
+        """ids, positions, token_types [rows] → [rows, hidden] float32."""
+        if not self._plain:
+            return super().embed(ids, positions, token_types)
+        return self._looked_up(copied(list(self._read(ids, positions, token_types)), self.device))
+
+    def inputs(self, ids: np.ndarray, positions: np.ndarray | None, token_types: np.ndarray | None) -> np.ndarray | torch.Tensor:
+        """What a decode step takes for ids, positions, token_types [rows], and `begin` makes hidden rows of.
+
+        Of one plain cluster the indices [indices, rows] of what is looked up, which is then part of the step. Else hidden [rows, hidden]:
+        the host sorts token ids into their clusters, and in a recorded step every row would read every cluster.
+        """
+        return self._read(ids, positions, token_types) if self._plain else self.embed(ids, positions, token_types)
+
+    def begin(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Hidden rows [rows, hidden] float32 of `inputs` on the device."""
+        return self._looked_up(list(inputs)) if self._plain else inputs
+
+    def _read(self, ids: np.ndarray, positions: np.ndarray | None, token_types: np.ndarray | None) -> np.ndarray:
+        """[indices, rows] int64: of the embedding, and of each table that is added to it."""
+        read = [ids]
+        if self.stack.embedding.positions:
+            assert positions is not None  # runner.position_rows gives them
+            read.append(positions)
+        if self.stack.embedding.token_types:
+            read.append(np.zeros_like(ids) if token_types is None else token_types)
+        return np.stack(read)
+
+    def _looked_up(self, indices: list[torch.Tensor]) -> torch.Tensor:
+        """[rows, hidden] float32 of one plain cluster."""
+        hidden = self.weights["embedding.0"][indices[0]].float() * self.embedding_scale
+        for name, rows in zip(self._added, indices[1:], strict=True):
+            hidden = hidden + self.weights[name][rows].float()
+        eps = self.stack.embedding.norm_eps
+        return hidden if eps is None else layer_norm(hidden, self.weights["embedding.norm"], self.weights["embedding.norm_bias"], eps)
 
     def _rows(self, tokens: np.ndarray) -> torch.Tensor:
         """[rows, hidden] float32; the host sorts tokens [rows] into clusters, so that nothing waits for the device."""
-        device = self.device
-        hidden = torch.empty((len(tokens), self.stack.hidden), device=device)
-        for index, cluster in enumerate(self.stack.inputs):
-            inside = np.flatnonzero((tokens >= cluster.start) & (tokens < cluster.start + cluster.size))
-            if not len(inside):
+        hidden = torch.empty((len(tokens), self.stack.hidden), device=self.device)
+        clusters = self.stack.inputs
+        inside = [np.flatnonzero((tokens >= c.start) & (tokens < c.start + c.size)) for c in clusters]
+        words = [tokens[places] - cluster.start for places, cluster in zip(inside, clusters, strict=True)]
+        there = copied([*inside, *words], self.device)
+        count = len(clusters)
+        for index, (cluster, places, ids) in enumerate(zip(clusters, there[:count], there[count:], strict=True)):
+            if not len(places):
                 continue
-            rows = self.weights[f"embedding.{index}"][torch.from_numpy(tokens[inside] - cluster.start).to(device)]
+            rows = self.weights[f"embedding.{index}"][ids]
             if cluster.projected:
                 rows = self._kernels.project(rows, self._matrices[f"embedding.{index}.projection"])
-            hidden[torch.from_numpy(inside).to(device)] = rows.float() * self.embedding_scale
+            hidden[places] = rows.float() * self.embedding_scale
         return hidden
 
     def finish(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Compiles what the launchers start, for GPUs that are not here: registers, spills, shared memory and matrix instructions of each kernel.
 
-`python -m tests.kernels.triton.ahead` prints the table of docs/kernel-log.md; `--json TARGET` what the tests read. The launchers run
-unchanged, on tensors nobody computes with; only the start of a kernel is replaced by its compilation. Not under TRITON_INTERPRET.
+`python -m tests.kernels.triton.ahead` prints the table of docs/kernel-log.md; `--json TARGET` what the tests read; `--warm TARGET` fills
+Triton's cache in as many processes as there are processors. The launchers run unchanged, on tensors nobody computes with; only the start of
+a kernel is replaced by its compilation. Not under TRITON_INTERPRET.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +136,21 @@ def count(heads: Iterable[int]) -> dict[str, int]:
     return counts
 
 
+def warm(target: str) -> int:
+    """How many compilations of the published sizes now stand in Triton's cache, where launches on a device of this architecture find them.
+
+    Their keys hold the architecture and no device; Triton, its ptxas and its environment variables must be those of the launches.
+    """
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        return len(set().union(*pool.map(partial(_hashes, target), range(len(CALLS)))))
+
+
+def _hashes(target: str, call: int) -> set[str]:
+    launch = Compiler(target)
+    CALLS[call](launch)
+    return {key[-1] for key in launch.found}
+
+
 def table() -> str:
     """The rows of docs/kernel-log.md: registers / shared memory in KiB / matrix instructions for each target."""
     by_target = {target: {row.name: row for row in compile_all(target)} for target in TARGETS}
@@ -151,5 +170,7 @@ if __name__ == "__main__":
         print(json.dumps([asdict(row) for row in compile_all(sys.argv[2])]))
     elif sys.argv[1:2] == ["--count"]:
         print(json.dumps(count(range(1, 9))))
+    elif sys.argv[1:2] == ["--warm"]:
+        print(f"{warm(sys.argv[2])} compilations for {sys.argv[2]}")
     else:
         print(table())

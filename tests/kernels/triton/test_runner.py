@@ -23,10 +23,11 @@ from engine.model.runner import Batch, Limits
 from engine.model.torch_runner import tensors_of
 from engine.model.torch_vocabulary import TorchVocabulary
 from engine.model.triton_runner import build
-from engine_kernels.testing import difference
+from engine_kernels.testing import assert_close, difference
 from tests.engine import engine_side
 from tests.engine.random_specs import random_checkpoint
 from tests.engine.test_oracle_properties import Case
+from tests.oracle.vocabulary import log_probs
 
 ROOT = Path(__file__).parents[3]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -111,18 +112,21 @@ def test_three_sequences_of_one_row_are_padded_to_four_and_keep_to_the_oracle() 
 
 @pytest.mark.parametrize("seed", [2, 5, 8, 15, 20, 31])
 def test_scores_of_given_words_in_every_kind_of_vocabulary(seed: int) -> None:
-    """Against the torch backend's vocabulary on the same rows: plain and adaptive, tied, projected, biased, rows without a target."""
-    runner, rng = triton_runner(seed), np.random.default_rng(seed)
+    """Plain and adaptive, tied, projected, biased, rows without a target; p is the torch backend's vocabulary on the same rows."""
+    checkpoint, runner, rng = random_checkpoint(seed), triton_runner(seed), np.random.default_rng(seed)
     hidden = torch.from_numpy(rng.standard_normal((70, runner.stack.hidden)).astype(np.float32)).to(runner.device)
     targets = rng.integers(-1, runner.stack.vocab, 70)
     places = np.zeros(1, np.int64)
     batch = Batch(targets, places, places, np.array([70]), "target_nll", targets)
     last = torch.tensor([69], device=runner.device)
     found = runner.vocabulary.result(hidden, batch, last).nll
-    plain = TorchVocabulary(runner.stack, tensors_of(fold(random_checkpoint(seed)).model, torch.float32, runner.device), 1)
-    wanted = plain.result(hidden, batch, last).nll
+    torch_vocabulary = TorchVocabulary(runner.stack, tensors_of(fold(checkpoint).model, torch.float32, runner.device), 1)
+    plain = torch_vocabulary.result(hidden, batch, last).nll
+    spec, weights = checkpoint.spec.to_dict(), {name: weight.astype(np.float64) for name, weight in checkpoint.weights.items()}
+    given = np.flatnonzero(targets >= 0)
+    exact = [-log_probs(spec, weights, row)[word] for row, word in zip(hidden.double().cpu().numpy()[given], targets[given], strict=True)]
     assert np.array_equal(np.isnan(found), targets < 0)
-    np.testing.assert_allclose(found[targets >= 0], wanted[targets >= 0], rtol=2e-6, atol=2e-6)
+    assert_close(found[given], plain[given], exact, "float32", "scores")
 
 
 def test_a_slot_starts_afresh_when_given_out_again_and_when_reset() -> None:
