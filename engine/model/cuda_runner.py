@@ -74,7 +74,6 @@ class CudaRunner(GpuRunner):
         if self._whole is None or not self._whole.fits(len(hidden)):
             return super()._decode_layers(hidden, rows)
         self.kernels.calls["decode_step"] += 1
-        self._last_launches = 1
         rings = [None if kept is None else (kept.keys, kept.values) for kept in self._rings]
         return self._whole(hidden, rows.slots, rows.positions, rings)
 
