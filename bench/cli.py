@@ -285,16 +285,19 @@ def gpu(
 
 @app.command()
 def sanitize(
-    out: Annotated[Path, typer.Option("--out", help="Folder of memcheck.txt and racecheck.txt.")],
-    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="The most each tool may take.")] = 30,
+    out: Annotated[Path, typer.Option("--out", help="Folder of TOOL.txt and TOOL.xml.")],
+    tool: Annotated[list[str] | None, typer.Option("--tool", help="memcheck, synccheck or racecheck; all.")] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", min=0.1, help="The most each tool may take.")] = None,
 ) -> None:
-    """The Triton kernels' tests on a GPU under compute-sanitizer: memory out of bounds, races in shared memory."""
-    from bench.gpu.sanitize import TOOLS
-    from bench.gpu.sanitize import sanitize as run_tools
+    """Eight tests of the GPU kernels on a GPU under compute-sanitizer: memory out of bounds, barriers, races in shared memory."""
+    from bench.gpu import sanitize as tools
 
-    if found := run_tools(out, 60 * minutes):
-        raise EngineError(["compute-sanitizer is not content:", *found])
-    print(f"{' and '.join(TOOLS)} found nothing: {out}")
+    found = tools.sanitize(out, tool or list(tools.TOOLS), None if minutes is None else 60 * minutes)
+    for lead in found.leads:
+        print(f"a lead, no failure: {lead}")
+    if found.failures:
+        raise EngineError(["compute-sanitizer is not content:", *found.failures])
+    print(f"{', '.join(tool or tools.TOOLS)}: no failure: {out}")
 
 
 app.command()(startup)
