@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -251,44 +250,54 @@ def report(
 
 @app.command()
 def gpu(
-    out: Annotated[Path, typer.Option("--out", help="Folder of gpu.json and gpu.md.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of gpu.json, gpu.md and gpu.log.")],
+    section: Annotated[list[str] | None, typer.Option("--section", help="card, decode, attention, score, token, …; all.")] = None,
+    backend: Annotated[list[str] | None, typer.Option("--backend", help="cuda, triton, torch, compiled (PyTorch's own); all.")] = None,
+    batch: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Rows of a decode step; 1, 16, 4, 64 and 256.")] = None,
+    rows: Annotated[list[int] | None, typer.Option("--rows", min=1, help="Rows of attention; 3072, 12288, 192 and 768.")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="bfloat16, float16 or float32.")] = "bfloat16",
-    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="No part starts after so many.")] = 8.5,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Whatever still runs then is ended.")] = 8.5,
     interpret: Annotated[
-        bool, typer.Option("--interpret", help="In Triton's interpreter and on a CPU that plays a GPU: tries the tool, measures nothing.")
+        bool, typer.Option("--interpret", help="In Triton's interpreter and the CUDA emulator: tries the tool, measures nothing.")
     ] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="Small sizes.")] = False,
 ) -> None:
-    """One GPU: what the card can do, decode steps and whole models, attention of prefill, all beside PyTorch's own."""
+    """One GPU: what the card can do, decode steps and whole models, attention of prefill, all beside PyTorch's own.
+
+    Each section by each backend is a process of its own with a limit; files are written anew after each figure.
+    """
     if dtype not in ("bfloat16", "float16", "float32"):
         raise InputError(Problem("dtype", "bfloat16, float16 or float32", repr(dtype)))
     if interpret and not tiny:
         raise InputError(Problem("--interpret", "together with --tiny: the sizes of a GPU take days", "alone"))
-    os.environ["TRITON_INTERPRET"] = "1" if interpret else "0"  # read when triton is first imported, below
-    os.environ["ENGINE_CUDA_EMULATED"] = "1" if interpret else "0"
     if importlib.util.find_spec("triton") is None or importlib.util.find_spec("torch") is None:
         raise EngineError(Problem("triton", "PyTorch and Triton", "not both installed"), hint="pip install 'headcount[gpu]'")
-    from bench.gpu import run
+    from bench.gpu import plan, run
 
-    found = run.measure(interpret=interpret, tiny=tiny, dtype=dtype, minutes=minutes)
-    run.write(found, out)
-    print(run.table(found))
-    if found.failed:
-        raise EngineError(["gates did not pass, and what they guard has no figure:", *found.failed])
+    dtype = "float16" if interpret else dtype  # what Triton's interpreter and the CUDA kernels both compute
+    asked = plan.Asked(str(out.resolve()), dtype, interpret, tiny, tuple(batch or ()), tuple(rows or ()))
+    found = run.measure(asked, plan.parts_of(asked, section or (), backend or ()), minutes)
+    print(found.table())
+    if found.failed or found.died:
+        died = [f"{name}: its process died" for name in found.died]
+        raise EngineError(["what these guard or are has no figure:", *found.failed, *died])
 
 
 @app.command()
 def sanitize(
-    out: Annotated[Path, typer.Option("--out", help="Folder of memcheck.txt and racecheck.txt.")],
-    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="The most each tool may take.")] = 30,
+    out: Annotated[Path, typer.Option("--out", help="Folder of TOOL.txt and TOOL.xml.")],
+    tool: Annotated[list[str] | None, typer.Option("--tool", help="memcheck, synccheck or racecheck; all.")] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", min=0.1, help="The most each tool may take.")] = None,
 ) -> None:
-    """The Triton kernels' tests on a GPU under compute-sanitizer: memory out of bounds, races in shared memory."""
-    from bench.gpu.sanitize import TOOLS
-    from bench.gpu.sanitize import sanitize as run_tools
+    """Eight tests of the GPU kernels on a GPU under compute-sanitizer: memory out of bounds, barriers, races in shared memory."""
+    from bench.gpu import sanitize as tools
 
-    if found := run_tools(out, 60 * minutes):
-        raise EngineError(["compute-sanitizer is not content:", *found])
-    print(f"{' and '.join(TOOLS)} found nothing: {out}")
+    found = tools.sanitize(out, tool or list(tools.TOOLS), None if minutes is None else 60 * minutes)
+    for lead in found.leads:
+        print(f"a lead, no failure: {lead}")
+    if found.failures:
+        raise EngineError(["compute-sanitizer is not content:", *found.failures])
+    print(f"{', '.join(tool or tools.TOOLS)}: no failure: {out}")
 
 
 app.command()(startup)

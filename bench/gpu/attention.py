@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bench.gpu.figures import Run, host
+from bench.gpu.figures import Run, host, started
+from bench.gpu.plan import OURS
 from engine_kernels import reference
 from engine_kernels.gpu_ops import Sequences
 from engine_kernels.ops import AttentionTables, Visibility
 
-GATED = 2  # sequences the gate looks at; the rest are timed only
-COMPILES = 45.0  # seconds that are kept for a compilation
+SIDE_BY_SIDE = 8  # sequences the reference takes at once, which holds their scores in float64
+COMPILED = 2  # row counts for which a peer is compiled, as that takes its time
+MODES = ("reduce-overhead", "max-autotune")
 Way = Callable[["Case"], Callable[[], torch.Tensor]]  # everything that does not belong to the timed work is done beforehand
 
 
@@ -36,70 +39,78 @@ class Case:
         persistent = 0 if self.tables.persistent_keys is None else self.tables.persistent_keys.shape[1]
         return batch * heads * rows * head_dim * (4 * (persistent + self.see.reach) + 2 * self.see.reach * relative)
 
-    def part(self, sequences: int) -> Case:
-        return Case(
-            self.query[:sequences], self.keys[:sequences], self.values[:sequences], self.positions[:sequences], self.tables, self.see
-        )
+    def some(self, sequences: slice | list[int]) -> Case:
+        query, keys, values, positions = (each[sequences] for each in (self.query, self.keys, self.values, self.positions))
+        return replace(self, query=query, keys=keys, values=values, positions=positions)
+
+    def parts(self) -> Iterator[Case]:
+        """A few sequences each."""
+        return (self.some(slice(begin, begin + SIDE_BY_SIDE)) for begin in range(0, len(self.query), SIDE_BY_SIDE))
+
+    def without_distances(self, *, zeros: bool) -> Case:
+        """No distances and no biases, or zeros in their place, which is the same."""
+        tables = self.tables
+        given = (tables.distances, tables.content_bias, tables.position_bias)
+        distances, content, position = (torch.zeros_like(each) if zeros and each is not None else None for each in given)
+        return replace(self, tables=replace(tables, distances=distances, content_bias=content, position_bias=position))
 
 
 def measure(run: Run) -> None:
-    for heads in run.sizes.heads:
-        for rows in run.sizes.rows:
-            run.attempt(f"attention, {heads} heads, {rows} rows", partial(_case, run, heads, rows))
+    """By the part's backend; the compiled peers for the first head count and the first row counts only."""
+    compiled = run.backend == "compiled"
+    for heads in run.sizes.heads[:1] if compiled else run.sizes.heads:
+        for rows in run.sizes.rows[:COMPILED] if compiled else run.sizes.rows:
+            size = f"{heads} heads, {rows} rows"
+            run.attempt(f"attention, {run.backend}, {size}", partial(_by_us if run.backend in OURS else _by_torch, run, heads, rows, size))
 
 
-def _case(run: Run, heads: int, rows: int) -> None:
+def _by_us(run: Run, heads: int, rows: int, size: str) -> None:
+    """With distances and without them; the difference is what the relative term costs inside the kernels."""
     case = draw(run, heads, rows)
-    exact, plain = host(_dense(case.part(GATED), torch.float64)), host(_eager(case.part(GATED))())
-    peak = (run.figure("card", "matmul") or {}).get("flops")
-    ways: dict[str, Way] = {name: partial(_ours, run, name) for name in run.backends}
-    ways |= {"eager": _eager, "sdpa, bias written out": _sdpa}
-    compiled: dict[str, Way] = {"flex": partial(_flex, compiled=not run.interpreted)}
-    if not run.interpreted:
-        compiled["torch.compile, reduce-overhead"] = partial(_compiled, mode="reduce-overhead")
-        compiled["torch.compile, max-autotune"] = partial(_compiled, mode="max-autotune")
+    bare, zeros = case.without_distances(zeros=False), case.without_distances(zeros=True)
+    full = _time(run, f"{run.backend}, {size}", ours(run, case), case.flops(), *_answers(case, case))
+    less = _time(run, f"{run.backend} without distances, {size}", ours(run, bare), case.flops(relative=False), *_answers(bare, zeros))
+    if full is not None and less is not None:
+        run.add("relative", f"{run.backend}: attention with distances less without, {size}", seconds=full - less)
+
+
+def _by_torch(run: Run, heads: int, rows: int, size: str) -> None:
+    ways: dict[str, Way] = {"sdpa, bias written out": _sdpa, "eager": _eager}
+    if run.backend == "compiled":
+        ways = {"flex": partial(_flex, compiled=not run.interpreted)}
+        ways |= {} if run.interpreted else {f"torch.compile, {mode}": partial(_compiled, mode=mode) for mode in MODES}
+    case = draw(run, heads, rows)
+    plain, exact = _answers(case, case)
     for name, way in ways.items():
-        run.attempt(f"attention, {name}, {heads} heads, {rows} rows", partial(_time, run, name, way, case, plain, exact, peak))
-    for name, way in compiled.items():
-        if (heads, rows) in ((run.sizes.heads[0], run.sizes.rows[0]), (run.sizes.heads[0], run.sizes.rows[-1])):
-            work = partial(_time, run, name, way, case, plain, exact, peak)
-            run.postpone(f"attention, {name}, {heads} heads, {rows} rows", work, COMPILES)
-    run.attempt(f"attention without distances, {heads} heads, {rows} rows", partial(_without_distances, run, case, heads, rows))
+        run.attempt(f"attention, {name}, {size}", partial(_by_one, run, f"{name}, {size}", way, case, plain, exact))
 
 
-def _time(
-    run: Run,
-    name: str,
-    way: Way,
-    case: Case,
-    plain: np.ndarray,
-    exact: np.ndarray,
-    peak: float | None,
-) -> None:
-    batch, heads, length, _ = case.query.shape
-    label = f"{name}, {heads} heads, {batch * length} rows"
-    work = way(case)
-    gate = run.gate(f"attention, {label}", host(work()[:GATED]), plain, exact)
+def _by_one(run: Run, label: str, way: Way, case: Case, plain: np.ndarray, exact: np.ndarray) -> None:
+    _time(run, label, way(case), case.flops(), plain, exact)
+
+
+def _answers(case: Case, dense: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Of every sequence: plain PyTorch's in the dtype of the case, and `dense` in float64."""
+    plain = np.concatenate([host(_eager(part)()) for part in case.parts()])
+    return plain, np.concatenate([host(_dense(part, torch.float64)) for part in dense.parts()])
+
+
+def _time(run: Run, label: str, work: Callable[[], torch.Tensor], flops: int, plain: np.ndarray, exact: np.ndarray) -> float | None:
+    """A figure of what passes the gate on all sequences; its seconds."""
+    before = Counter(run.kernels.calls)
+    gate = run.gate(f"attention, {label}", host(work()), plain, exact)
+    kernels = started(before, run.kernels.calls)
     if gate is None:
-        return
-    took = run.seconds(work)
-    rate = case.flops() / took["seconds"]
-    run.add("attention", label, **took, flops=rate, of_peak=None if peak is None else rate / peak, gate=gate)
-
-
-def _without_distances(run: Run, case: Case, heads: int, rows: int) -> None:
-    """What the relative term costs: the same kernels without it."""
-    tables = AttentionTables(None, None, None, case.tables.persistent_keys, case.tables.persistent_values, None, 0)
-    bare = Case(case.query, case.keys, case.values, case.positions, tables, case.see)
-    for name in run.backends:
-        took = run.seconds(_ours(run, name, bare))
-        label = f"{name} without distances, {heads} heads, {rows} rows"
-        run.add("attention", label, **took, flops=bare.flops(relative=False) / took["seconds"])
+        return None
+    took = run.clock.both(work)
+    rate = flops / took["seconds"]
+    run.add("attention", label, **took, flops=rate, of_peak=rate / run.matmul_rate, kernels=kernels, gate=gate)
+    return float(took["seconds"])
 
 
 def draw(run: Run, heads: int, rows: int) -> Case:
     shape = run.sizes.geometry
-    batch, length, head_dim = max(1, rows // shape.rows), shape.rows, shape.head_dim
+    batch, length, head_dim = rows // shape.rows, shape.rows, shape.head_dim
     generator = torch.Generator(run.device).manual_seed(rows + heads)
 
     def normal(*size: int, spread: float = 1.0, dtype: torch.dtype = run.torch_dtype) -> torch.Tensor:
@@ -121,10 +132,10 @@ def draw(run: Run, heads: int, rows: int) -> Case:
     return Case(normal(batch, heads, length, head_dim), keys, values, positions, tables, see)
 
 
-def _ours(run: Run, backend: str, case: Case) -> Callable[[], torch.Tensor]:
+def ours(run: Run, case: Case) -> Callable[[], torch.Tensor]:
     """On the layout the runner has: packed rows, rings, new rows apart."""
     batch, heads, length, head_dim = case.query.shape
-    kernels, reach = run.kernels(backend), case.see.reach
+    kernels, reach = run.kernels, case.see.reach
     new = (case.query, case.keys[:, :, reach:], case.values[:, :, reach:])
     query, keys, values = (rows.transpose(1, 2).flatten(0, 1).contiguous() for rows in new)  # [rows, H, D]
     past = case.keys[:, :, :reach].contiguous(), case.values[:, :, :reach].contiguous()

@@ -1,4 +1,4 @@
-"""What a barrier of a whole grid costs: the unit price of a kernel that runs a model from its first layer to its last."""
+"""What a node of a graph and a barrier of a whole grid cost: the two unit prices of running a model from its first layer to its last."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import triton
 import triton.language as tl
 
 from bench.gpu.figures import Run
+from engine_kernels.gpu_ops import Norm
+from engine_kernels.triton_ops.projections import normalise
 
+NODES = 64
 ROUNDS = 256
 PATIENCE = 1 << 22  # looks at the counter; a grid that does not meet ends all the same
 
@@ -29,6 +32,29 @@ def meet(counter, missed, rounds, patience):
 
 
 def measure(run: Run) -> None:
+    run.attempt("cost of a graph node", lambda: _graph_node(run))
+    run.attempt("cost of a grid barrier", lambda: _grid_barrier(run))
+
+
+def _graph_node(run: Run) -> None:
+    """The difference of two graphs of small kernels."""
+    if run.interpreted:
+        run.miss("cost of a graph node: the interpreter has no graphs")
+        return
+    launch, x = run.launcher(), torch.randn((3, 512), device=run.device)
+    norm = Norm(x[1], x[2], 1e-5)
+    times = {}
+    for nodes in (1, 1 + NODES):
+        normalise(launch, x[:1], norm)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(nodes):
+                normalise(launch, x[:1], norm)
+        times[nodes] = run.clock.warm(graph.replay)["seconds"]
+    run.add("barrier", "graph node", seconds=(times[1 + NODES] - times[1]) / NODES)
+
+
+def _grid_barrier(run: Run) -> None:
     """ROUNDS barriers less none, over one program on each multiprocessor; a cooperative launch has all of them there at once."""
     programs = 1 if run.interpreted else torch.cuda.get_device_properties(run.device).multi_processor_count
     together: dict[str, Any] = {} if run.interpreted else {"launch_cooperative_grid": True}
@@ -38,9 +64,16 @@ def measure(run: Run) -> None:
         counter.zero_()
         meet[(programs,)](counter, missed, rounds, PATIENCE, num_warps=4, **together)
 
+    def met() -> bool:
+        arrivals, lost = int(counter.item()), int(missed.item())
+        if arrivals == programs * ROUNDS and not lost:
+            return True
+        run.fail(f"grid barrier: {programs * ROUNDS} arrivals expected, found {arrivals}, {lost} gave up")
+        return False
+
     work(ROUNDS)
-    if int(counter.item()) != programs * ROUNDS or int(missed.item()):
-        run.failed.append(f"barrier: {programs * ROUNDS} arrivals expected, found {int(counter.item())}, {int(missed.item())} gave up")
-        return
-    times = {rounds: run.seconds(lambda rounds=rounds: work(rounds))["seconds"] for rounds in (0, ROUNDS)}  # type: ignore[misc]
-    run.add("card", f"grid barrier, {programs} programs", seconds=max(times[ROUNDS] - times[0], 0.0) / ROUNDS)
+    if not met():
+        return  # each sample would take as long as its patience
+    times = {rounds: run.clock.warm(lambda rounds=rounds: work(rounds))["seconds"] for rounds in (0, ROUNDS)}  # type: ignore[misc]
+    if met():
+        run.add("barrier", f"grid barrier, {programs} programs", seconds=max(times[ROUNDS] - times[0], 0.0) / ROUNDS)

@@ -2,44 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
-import numpy as np
 import torch
 
 from bench.gpu.figures import Run, host
-from engine.model.runner import Runner
+from bench.gpu.models import Model
+from engine.model.torch_cache import Start
 from engine.model.torch_runner import TorchLayer, TorchRunner
 from engine_kernels import reference
 
-COMPILES = 60.0  # seconds that are kept for a compilation
+MODES = ("reduce-overhead", "max-autotune")
 Step = Callable[[torch.Tensor], torch.Tensor]
 
 
-def measure(run: Run, runner: Runner, heads: int, batch: int) -> None:
-    """Layers of one token for `batch` sequences in mid-stream; compiled only for the first batch size, as it takes its time."""
-    assert isinstance(runner, TorchRunner)
-    hidden = torch.randn((batch, runner.stack.hidden), device=run.device)
-    eager = step_of(runner, batch)
-    run.add("decode", f"torch, eager, {heads} heads, batch {batch}", **run.seconds(lambda: eager(hidden)))
-    if run.interpreted or batch != run.sizes.batches[0]:
+def eager(run: Run, model: Model, batch: int) -> None:
+    """Layers of one token for `batch` sequences in mid-stream."""
+    step, hidden = step_of(model.plain, batch), _hidden(run, model, batch)
+    run.add("decode", f"torch, eager, {model.heads} heads, batch {batch}", **run.clock.both(lambda: step(hidden)))
+
+
+def measure(run: Run, models: Sequence[Model]) -> None:
+    """Compiled, for the first batch size only, as it takes its time."""
+    if run.interpreted:
+        run.miss("decode, torch.compile: the interpreter compiles nothing")
         return
-    wanted = host(eager(hidden))
-    for mode in ("reduce-overhead", "max-autotune"):
-        name = f"torch.compile, {mode}, {heads} heads, batch {batch}"
-        run.postpone(f"decode, {name}", partial(_compiled, run, name, mode, step_of(runner, batch), hidden, wanted), COMPILES)
+    for model in models:
+        for mode in MODES:
+            name = f"torch.compile, {mode}, {model.heads} heads, batch {run.sizes.batches[0]}"
+            run.attempt(f"decode, {name}", partial(_compiled, run, model, name, mode, run.sizes.batches[0]))
 
 
-def _compiled(run: Run, name: str, mode: str, step: Step, hidden: torch.Tensor, wanted: np.ndarray) -> None:
-    compiled = torch.compile(step, mode=mode, dynamic=False)
-    gate = run.gate(name, host(compiled(hidden)), wanted, wanted)  # both in one dtype: agreement with the eager form
+def _compiled(run: Run, model: Model, name: str, mode: str, batch: int) -> None:
+    hidden = _hidden(run, model, batch)
+    exact, plain = (host(step_of(runner, batch)(hidden)) for runner in (model.exact, model.plain))
+    compiled = torch.compile(step_of(model.plain, batch), mode=mode, dynamic=False)
+    gate = run.gate(f"decode, {name}", host(compiled(hidden)), plain, exact)
     if gate is not None:
-        run.add("decode", name, **run.seconds(lambda: compiled(hidden)), gate=gate)
+        run.add("decode", name, **run.clock.both(lambda: compiled(hidden)), gate=gate)
+
+
+def _hidden(run: Run, model: Model, batch: int) -> torch.Tensor:
+    return torch.randn((batch, model.plain.stack.hidden), device=run.device)
 
 
 def step_of(runner: TorchRunner, batch: int) -> Step:
-    """hidden [batch, hidden] → after all layers, of norm-first layers without feed-forwards, on rings of their own."""
+    """hidden [batch, hidden] → after all layers, of norm-first layers without feed-forwards.
+
+    On rings of their own, filled with the same random numbers in every dtype.
+    """
+    draw = torch.Generator(runner.device).manual_seed(5)
     layers: list[tuple[TorchLayer, torch.Tensor | None]] = []
     positions = torch.full((batch,), 1000, device=runner.device)
     for layer in runner.layers:
@@ -47,8 +60,10 @@ def step_of(runner: TorchRunner, batch: int) -> Step:
         if layer.start is None:  # no head: nothing but its bias
             layers.append((layer, None))
             continue
+        assert isinstance(layer.start, Start)
         heads, head_dim = layer.start.zero_key.shape
-        rings = torch.zeros((2, batch, heads, layer.see.reach, head_dim), dtype=layer.start.zero_key.dtype, device=runner.device)
+        rings = torch.randn((2, batch, heads, layer.see.reach, head_dim), generator=draw, device=runner.device)
+        rings = rings.to(layer.start.zero_key.dtype)
         torch._dynamo.mark_static_address(rings)  # written in place: graphs may then still be used
         layers.append((layer, rings))
     order = torch.arange(batch, device=runner.device)

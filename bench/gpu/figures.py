@@ -1,17 +1,22 @@
-"""What the sections of a run share: sizes, the device and its clock, and the figures they add."""
+"""What a section has in hand: sizes, the device and its clock, gates, and the figures it tells."""
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+import triton
 from numpy.typing import ArrayLike
 
 from bench.cases import S1, TINY, Geometry
+from bench.gpu.clock import Clock
+from bench.gpu.plan import OURS, Part
+from bench.rows import provenance
 from engine.errors import EngineError, Problem
 from engine_kernels.backends import Wanted, resolve
 from engine_kernels.cuda_ops import CudaKernels
@@ -21,40 +26,50 @@ from engine_kernels.testing import difference, tolerance
 from engine_kernels.triton_ops.kernels import TritonKernels
 from engine_kernels.triton_ops.launch import Launcher, launcher
 
+Tell = Callable[[dict[str, Any]], None]
+
 
 @dataclass(frozen=True)
 class Sizes:
-    """Rows and heads of the attention cases, batches of the decode cases, rounds of every timing, elements of the card's own figures."""
+    """Rows and heads of the attention cases, batches of the decode cases, both the more wanted first.
+
+    scored: sequences of a scored text; fed: tokens the gate of a decode step feeds one by one; rounds: samples of a figure.
+    copied, square: elements that are copied, side of the matrices, for the card's own figures.
+    """
 
     geometry: Geometry
     rows: tuple[int, ...]
     heads: tuple[int, ...]
     batches: tuple[int, ...]
+    scored: int
+    fed: int
     rounds: int
     copied: int
     square: int
 
 
 SIZES = {
-    False: Sizes(S1, (192, 768, 3072, 12288), (8, 3), (1, 4, 16, 64, 256), 20, 2**29, 8192),
-    True: Sizes(replace(TINY, head_dim=8), (24,), (2,), (3,), 1, 2**10, 64),
+    False: Sizes(S1, (3072, 12288, 192, 768), (8, 3), (1, 16, 4, 64, 256), 16, S1.window + 7, 20, 2**29, 8192),
+    True: Sizes(replace(TINY, hidden=64, head_dim=64), (24,), (2,), (3,), 3, 4, 1, 2**10, 64),
 }
 
 
-@dataclass
 class Run:
-    """One run: `figures` hold section, case and numbers; `missing` what could not be had and why; `failed` gates that did not pass."""
+    """One part of a run: what it finds out is told at once, so that nothing is lost when it dies."""
 
-    sizes: Sizes
-    device: torch.device
-    dtype: str
-    interpreted: bool
-    deadline: float  # of time.monotonic()
-    backends: list[str] = field(default_factory=list)  # of ours, those that run here
-    figures: list[dict[str, Any]] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    postponed: list[tuple[str, Callable[[], None], float]] = field(default_factory=list)  # what compiles for long: name, work, seconds
-    failed: list[str] = field(default_factory=list)
+    def __init__(self, part: Part, device: torch.device, dtype: str, tell: Tell) -> None:
+        asked = part.asked
+        sizes = SIZES[asked.tiny]
+        length = sizes.geometry.rows
+        rows = tuple(max(1, count // length) * length for count in asked.rows or sizes.rows)  # whole sequences
+        self.sizes = replace(sizes, batches=asked.batches or sizes.batches, rows=rows)
+        self.backend = part.backend
+        self.out = asked.out
+        self.device = device
+        self.dtype = dtype
+        self.interpreted = asked.interpret
+        self.clock = Clock(device, sizes.rounds)
+        self._tell = tell
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -63,80 +78,86 @@ class Run:
     def launcher(self) -> Launcher:
         return launcher(self.device)
 
-    def kernels(self, backend: str) -> GpuKernels:
-        return CudaKernels(self.device) if backend == "cuda" else TritonKernels(self.launcher())
+    @cached_property
+    def kernels(self) -> GpuKernels:
+        """Those of the part's backend, where that is one of ours."""
+        return CudaKernels(self.device) if self.backend == "cuda" else TritonKernels(self.launcher())
 
-    def find_backends(self) -> None:
-        """Fill `backends`; why one does not run is noted as missing."""
-        for name in ("triton", "cuda"):
-            try:
-                self.backends.append(resolve(name, Wanted(dtype=self.dtype)).name)
-            except KernelError as error:
-                self.missing.append(error.got)
+    @cached_property
+    def bandwidth(self) -> float:
+        """Bytes a second this card reads and writes when it copies."""
+        source, target = self.copied()
+        return float(2 * source.nbytes / self.clock.warm(lambda: target.copy_(source))["seconds"])
+
+    @cached_property
+    def matmul_rate(self) -> float:
+        """FLOP a second of PyTorch's product of large square matrices of normal numbers."""
+        a = self.square()
+        return float(2 * len(a) ** 3 / self.clock.warm(lambda: a @ a)["seconds"])
+
+    def copied(self) -> tuple[torch.Tensor, torch.Tensor]:
+        source = torch.randint(-(2**15), 2**15, (self.sizes.copied,), dtype=torch.int16, device=self.device)
+        return source, torch.empty_like(source)
+
+    def square(self) -> torch.Tensor:
+        return torch.randn((self.sizes.square, self.sizes.square), device=self.device).to(self.torch_dtype)
 
     def add(self, section: str, case: str, **numbers: Any) -> None:
-        self.figures.append({"section": section, "case": case, **numbers})
+        self._tell({"figure": {"section": section, "case": case, **numbers}})
 
-    def figure(self, section: str, case: str) -> dict[str, Any] | None:
-        return next((f for f in self.figures if (f["section"], f["case"]) == (section, case)), None)
+    def miss(self, reason: str) -> None:
+        self._tell({"missing": reason})
+
+    def fail(self, reason: str) -> None:
+        self._tell({"failed": reason})
 
     def gate(self, name: str, result: ArrayLike, plain: ArrayLike, exact: ArrayLike) -> dict[str, float] | None:
-        """The difference from `exact` and its limit by the one tolerance rule; None, and a failure noted, where it is beyond."""
+        """The difference from `exact` and its limit by the one tolerance rule; None, and a failure told, where it is beyond."""
         found, limit = difference(result, exact), tolerance(plain, exact, self.dtype)
         if found <= limit:
             return {"difference": found, "limit": limit}
-        self.failed.append(f"{name}: {found:.3e} from float64, allowed {limit:.3e}")
+        self.fail(f"{name}: {found:.3e} from the exact result, allowed {limit:.3e}")
         return None
 
-    def postpone(self, name: str, work: Callable[[], None], takes: float) -> None:
-        """A part for the end of the run, if then there are about as many seconds left as it takes."""
-        self.postponed.append((name, work, takes))
-
-    def attempt(self, name: str, work: Callable[[], None], takes: float = 0.0) -> None:
-        """A part of the run: what stops it is noted as missing, and the rest goes on; nothing starts that would end after the deadline."""
-        if time.monotonic() + takes > self.deadline:
-            self.missing.append(f"{name}: no time was left")
-            return
+    def attempt(self, name: str, work: Callable[[], None]) -> None:
+        """A part of the section: what stops it is told as missing, and the rest goes on, unless the device is lost to this process."""
+        self._tell({"doing": name})
         try:
             work()
         except Exception as error:  # whatever it is, a GPU at hand is too rare to lose the other figures
-            self.missing.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-
-    def seconds(self, work: Callable[[], object]) -> dict[str, float]:
-        """Median, tenth and ninetieth percentile of one call, by events on a GPU, after two calls that are not counted."""
-        for _ in range(0 if self.interpreted else 2):
-            work()
-        samples = [self._once(work) for _ in range(self.sizes.rounds)]
-        low, middle, high = (float(value) for value in np.percentile(samples, (10, 50, 90)))
-        return {"seconds": middle, "p10": low, "p90": high}
-
-    def _once(self, work: Callable[[], object]) -> float:
-        if self.device.type != "cuda":
-            start = time.perf_counter()
-            work()
-            return time.perf_counter() - start
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        first.record()
-        work()
-        last.record()
-        last.synchronize()
-        return float(first.elapsed_time(last)) / 1e3
+            self.miss(f"{name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # after an illegal access every later call fails: end the process here
 
 
-def begin(*, interpret: bool, tiny: bool, dtype: str, minutes: float) -> Run:
-    """A run on the first GPU, or in the interpreter; raises EngineError where there is neither."""
-    if interpret:  # float16: what Triton's interpreter and the CUDA kernels both compute
-        run = Run(SIZES[tiny], torch.device("cpu"), "float16", True, time.monotonic() + 60 * minutes)
-        run.find_backends()
-        return run
-    if not torch.cuda.is_available():
-        found = "none that PyTorch sees"
-        raise EngineError(Problem("device", "a GPU", found), hint="--interpret --tiny tries everything without one, and has no figures")
-    torch.backends.cuda.matmul.allow_tf32 = False  # float32 is IEEE on both sides of a comparison
-    torch.backends.cudnn.allow_tf32 = False
-    run = Run(SIZES[tiny], torch.device("cuda"), dtype, False, time.monotonic() + 60 * minutes)
-    run.find_backends()
-    return run
+def begin(part: Part, tell: Tell) -> Run | None:
+    """A run of this process on the first GPU, or in the interpreter; None, and the reason told as missing, without the part's backend.
+
+    Raises EngineError where there is neither.
+    """
+    if part.asked.interpret:
+        device = torch.device("cpu")
+    elif torch.cuda.is_available():
+        device = torch.device("cuda")
+        torch.backends.cuda.matmul.allow_tf32 = False  # float32 is IEEE on both sides of a comparison
+        torch.backends.cudnn.allow_tf32 = False
+    else:
+        raise EngineError(Problem("device", "a GPU", "none that PyTorch sees"), hint="--interpret --tiny tries everything without one")
+    if not part.described:
+        name = None if part.asked.interpret else torch.cuda.get_device_name(device)
+        tell({"about": {"device": name, "triton": triton.__version__, **provenance()}})
+    if part.backend in OURS:
+        try:
+            resolve(part.backend, Wanted(dtype=part.asked.dtype))
+        except KernelError as error:
+            tell({"missing": error.got})
+            return None
+    return Run(part, device, part.asked.dtype, tell)
+
+
+def started(before: Counter[str], after: Counter[str]) -> list[str]:
+    """Names of the kernels that were started between two states of `GpuKernels.calls`."""
+    return sorted(name for name in after if after[name] > before[name])
 
 
 def host(tensor: torch.Tensor) -> np.ndarray:

@@ -1,77 +1,46 @@
-"""The order of a run, and its two files: gpu.json with every figure and gate, gpu.md with the table."""
+"""A run: its parts one after the other, each in a process of its own, and what they tell written down at once. Without torch."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 
-import torch
-import triton
+from bench.gpu import supervise
+from bench.gpu.plan import Asked, Part
+from bench.gpu.report import Report, cannot_be_written
+from engine.errors import EngineError, Problem
+from engine_kernels.backends import no_gpu
 
-from bench.gpu import attention, card, models, relative
-from bench.gpu.figures import Run, begin
-from bench.rows import provenance
-from engine.errors import EngineError
-
-
-def measure(*, interpret: bool, tiny: bool, dtype: str, minutes: float) -> Run:
-    """Everything, the card first; raises EngineError without a GPU."""
-    run = begin(interpret=interpret, tiny=tiny, dtype=dtype, minutes=minutes)
-    for section in (card, models, attention, relative):
-        section.measure(run)
-    for part in run.postponed:
-        run.attempt(*part)
-    return run
+WORTH_STARTING = 10.0  # seconds: less than a process takes until its first figure
 
 
-def record(run: Run) -> dict[str, Any]:
-    """What gpu.json holds."""
-    name = None if run.device.type == "cpu" else torch.cuda.get_device_name(run.device)
-    return {
-        "device": name,
-        "interpreted": run.interpreted,  # then no time in it means anything
-        "dtype": run.dtype,
-        "triton": triton.__version__,
-        **provenance(),
-        "figures": run.figures,
-        "missing": run.missing,
-        "failed": run.failed,
-    }
+def measure(asked: Asked, parts: Sequence[Part], minutes: float) -> Report:
+    """gpu.json, gpu.md and gpu.log, the words of all parts, in asked.out; raises EngineError without a GPU, before anything is written.
 
-
-def table(run: Run) -> str:
-    """gpu.md: one line a figure."""
-    if run.interpreted:
-        title = "Tried in Triton's interpreter and on a CPU that plays a GPU: every path ran, and no time here is a figure of a GPU."
-    else:
-        title = f"{torch.cuda.get_device_name(run.device)}, {run.dtype}, medians of {run.sizes.rounds}"
-    lines = [title, "", "| section | case | µs | 10–90 % | rate | share | gate difference |", "|---|---|--:|--:|--:|--:|--:|"]
-    for f in run.figures:
-        spread = f"{1e6 * f['p10']:.1f}–{1e6 * f['p90']:.1f}" if "p10" in f else ""
-        share = f.get("of_peak") if f.get("of_peak") is not None else f.get("of_floor")
-        gate = f"{f['gate']['difference']:.1e} of {f['gate']['limit']:.1e}" if f.get("gate") else ""
-        cells = (f["section"], f["case"], f"{1e6 * f['seconds']:.1f}", spread, _rate(f), "" if share is None else f"{share:.0%}", gate)
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [""] + [f"- missing: {reason}" for reason in run.missing] + [f"- FAILED: {reason}" for reason in run.failed]
-    return "\n".join(lines) + "\n"
-
-
-def _rate(figure: dict[str, Any]) -> str:
-    if "flops" in figure:
-        return f"{figure['flops'] / 1e12:.1f} TFLOP/s"
-    if "bytes_per_second" in figure:
-        return f"{figure['bytes_per_second'] / 1e12:.2f} TB/s"
-    if "tokens_per_second" in figure:
-        return f"{figure['tokens_per_second']:.0f} tokens/s"
-    return f"{figure['launches']} launches" if "launches" in figure else ""
-
-
-def write(run: Run, out: Path) -> None:
-    """gpu.json and gpu.md into a folder."""
+    A part that dies is missing with its reason. After such a one the GPU is asked; where it does not answer, so is the rest.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    if not asked.interpret and (reason := no_gpu()) is not None:
+        raise EngineError(Problem("device", "a GPU", reason), hint="--interpret --tiny tries everything without one, and has no figures")
+    report = Report(asked)
+    log = report.folder / "gpu.log"
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "gpu.json").write_text(json.dumps(record(run), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        (out / "gpu.md").write_text(table(run), encoding="utf-8")
+        report.folder.mkdir(parents=True, exist_ok=True)
+        log.write_text("", encoding="utf-8")
     except OSError as error:
-        raise EngineError(f"{out}: cannot be written: {error.strerror}", hint="choose another folder with --out") from None
+        raise cannot_be_written(report.folder, error) from None
+    lost = None
+    for part in parts:
+        left = deadline - time.monotonic()
+        if lost is not None or left < WORTH_STARTING:
+            report.miss(f"{part.name}: {lost or 'no time was left'}")
+            continue
+        part = replace(part, seconds=min(part.seconds, left), described=bool(report.about))
+        if (death := supervise.watch(part, log, report.take)) is not None:
+            report.died.append(part.name)
+            report.miss(death)
+            if (silence := supervise.probe(asked.device, log)) is not None:
+                lost = f"the GPU does not answer: {silence}"
+    report.write()
+    return report
