@@ -105,10 +105,11 @@ if ! python -c 'import triton' 2>/dev/null && ! pip install --quiet --disable-pi
     skip "Triton kernels" "triton cannot be installed here: $(tail -n 1 "$out/triton.log")"
 fi
 
-# Their results are tested on the CPU that plays a GPU, by ctest above and by the tests that follow.
-stage "CUDA kernels by nvcc for sm_80 and sm_90a: nothing spills, no more registers than docs/kernel-log.md has"
+# Their results are tested on the emulated GPU, by ctest above and by the tests that follow.
+stage "CUDA kernels by nvcc for sm_80 and sm_90a: nothing spills, no more registers than docs/kernel-log.md has, waits before loads"
 if command -v nvcc >/dev/null; then
     python -m tests.kernels.cuda.ahead --check
+    python -m tests.kernels.cuda.machine_code >/dev/null || skip "machine code of the CUDA kernels" "cuobjdump is neither beside nvcc, nor on PATH, nor in Triton's package"
 else
-    skip "nvcc" "it is not on PATH: the CUDA kernels were compiled for the CPU that plays a GPU only"
+    skip "nvcc" "it is not on PATH: the CUDA kernels were compiled for the emulated GPU only"
 fi
