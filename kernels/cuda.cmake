@@ -3,39 +3,50 @@ set(CUDA_KERNELS attention_constants attention_ring attention_rows attention_who
   vocabulary)
 set(CUDA_HOST_SOURCES csrc/cuda/decode_pack.cc csrc/cuda/decode_schedule.cc csrc/cuda/decode_validate.cc)
 
+if(DEFINED CACHE{ENGINE_CUDA} OR NOT "$ENV{ENGINE_CUDA}" STREQUAL "")
+  unset(ENGINE_CUDA CACHE)  # or an older build folder, which remembers it, would never configure again
+  message(FATAL_ERROR "ENGINE_CUDA is set: this is called HEADCOUNT_CUDA now, and is OFF, the default, ON or AUTO; "
+                      "unset ENGINE_CUDA, set that one and configure again")
+endif()
+
 # Why there is no headcount_cuda; empty where it is built.
-set(ENGINE_WITHOUT_CUDA "")
-if(ENGINE_CUDA STREQUAL "OFF")
-  set(ENGINE_WITHOUT_CUDA "ENGINE_CUDA=OFF was asked for when this was installed")
-elseif(NOT ENGINE_CUDA STREQUAL "AUTO" AND NOT ENGINE_CUDA STREQUAL "ON")
-  message(FATAL_ERROR "ENGINE_CUDA: expected AUTO, ON or OFF, found ${ENGINE_CUDA}")
+set(HEADCOUNT_WITHOUT_CUDA "")
+if(HEADCOUNT_CUDA STREQUAL "OFF")
+  set(HEADCOUNT_WITHOUT_CUDA "the CMake option HEADCOUNT_CUDA was OFF when this was installed, and ON builds the kernels")
+elseif(NOT HEADCOUNT_CUDA STREQUAL "AUTO" AND NOT HEADCOUNT_CUDA STREQUAL "ON")
+  message(FATAL_ERROR "HEADCOUNT_CUDA: expected OFF, ON or AUTO, found ${HEADCOUNT_CUDA}")
 elseif(NOT HEADCOUNT_PYTHON)
-  set(ENGINE_WITHOUT_CUDA "only the Python module needs it")
+  set(HEADCOUNT_WITHOUT_CUDA "only the Python module needs it, and HEADCOUNT_PYTHON is OFF")
 else()
   include(CheckLanguage)
   check_language(CUDA)
   if(NOT CMAKE_CUDA_COMPILER)
-    set(ENGINE_WITHOUT_CUDA "nvcc, with a C++ compiler it takes, was not found when this was installed")
+    set(HEADCOUNT_WITHOUT_CUDA
+        "nvcc, with a C++ compiler it takes, was not found when this was installed; PATH or CUDACXX may name it")
   else()
     set(CMAKE_CUDA_ARCHITECTURES OFF)  # named below
     enable_language(CUDA)
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)
-      set(ENGINE_WITHOUT_CUDA "nvcc ${CMAKE_CUDA_COMPILER_VERSION} was found when this was installed, older than 12.0")
+      set(HEADCOUNT_WITHOUT_CUDA
+          "nvcc ${CMAKE_CUDA_COMPILER_VERSION} was found when this was installed, older than 12.0")
     endif()
   endif()
-  if(ENGINE_WITHOUT_CUDA AND ENGINE_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "ENGINE_CUDA=ON: ${ENGINE_WITHOUT_CUDA}")
-  endif()
+endif()
+if(HEADCOUNT_WITHOUT_CUDA AND HEADCOUNT_CUDA STREQUAL "ON")
+  message(FATAL_ERROR "HEADCOUNT_CUDA=ON: ${HEADCOUNT_WITHOUT_CUDA}")
 endif()
 
-# Machine code for Ampere, which Ada runs, and for Hopper; and PTX that drivers of newer GPUs compile.
-if(NOT ENGINE_WITHOUT_CUDA)
+if(NOT HEADCOUNT_WITHOUT_CUDA)
+  # hopper_attend is empty but in code for 90a, which a Hopper GPU takes before any other it could run.
+  if(NOT HEADCOUNT_CUDA_ARCHITECTURES MATCHES "(^|;)90a(-real)?(;|$)|^8[0-9]-real(;8[0-9]-real)*$")
+    message(FATAL_ERROR "HEADCOUNT_CUDA_ARCHITECTURES: expected 90a-real in the list, or nothing but machine code for 80 "
+                        "to 89 as in 80-real;89-real, found ${HEADCOUNT_CUDA_ARCHITECTURES}")
+  endif()
   list(TRANSFORM CUDA_KERNELS REPLACE "(.+)" "csrc/cuda/\\1.cu" OUTPUT_VARIABLE sources)
   add_library(headcount_cuda STATIC ${sources} ${CUDA_HOST_SOURCES})
-  set_target_properties(headcount_cuda PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static)
+  set_target_properties(headcount_cuda PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static
+    CUDA_ARCHITECTURES "${HEADCOUNT_CUDA_ARCHITECTURES}")
   target_include_directories(headcount_cuda PUBLIC csrc)
-  target_compile_options(headcount_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-gencode=arch=compute_80,code=sm_80
-    -gencode=arch=compute_90a,code=sm_90a -gencode=arch=compute_90,code=compute_90>)
 endif()
 
 # Not under a sanitizer: it knows one stack for each thread, and every thread of the GPU has its own.

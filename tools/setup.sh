@@ -4,8 +4,12 @@ set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 ready=.venv/headcount-ready
-# The CUDA kernels take nvcc minutes: only where a GPU would run them, unless ENGINE_CUDA=ON or OFF is said.
-if [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; then cuda=${ENGINE_CUDA:-AUTO}; else cuda=${ENGINE_CUDA:-OFF}; fi
+if [ -n "${ENGINE_CUDA:-}" ]; then
+    echo "set-up: ENGINE_CUDA is set: this is called HEADCOUNT_CUDA now, and is OFF, ON or AUTO; unset ENGINE_CUDA" >&2
+    exit 1
+fi
+# The CUDA kernels take nvcc minutes: only where a GPU would run them, unless HEADCOUNT_CUDA=ON or OFF is said.
+if [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; then cuda=${HEADCOUNT_CUDA:-AUTO}; else cuda=${HEADCOUNT_CUDA:-OFF}; fi
 
 # What the installed project was made from: this folder, this interpreter, these files. Python files are used in place.
 state() {
@@ -68,6 +72,6 @@ install pip scikit-build-core pybind11 cmake ninja # the build below finds these
 install_torch
 echo "set-up: dependencies and build"
 install seqeval # a source package: built in an environment of its own, unlike ours
-install --no-build-isolation -Ccmake.define.ENGINE_CUDA="$cuda" -Ccmake.define.HEADCOUNT_EMULATED_CUDA=ON --editable '.[torch,prune,bench,dev]'
+install --no-build-isolation -Ccmake.define.HEADCOUNT_CUDA="$cuda" -Ccmake.define.HEADCOUNT_EMULATED_CUDA=ON --editable '.[torch,prune,bench,dev]'
 echo "$state" >"$ready"
 echo "set-up: done"

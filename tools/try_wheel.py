@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -23,6 +25,8 @@ for module in (engine, native):
         sys.exit(f"{module.__name__} came from {module.__file__}, not from the wheel in {folder}")
 if not native.all_finite(np.ones(3)) or native.all_finite(np.array([1.0, np.inf])):
     sys.exit("the wheel's native module gives wrong answers")
+if importlib.util.find_spec("engine_kernels._cuda") is not None:  # built with HEADCOUNT_CUDA=ON: imported without a driver too
+    importlib.import_module("engine_kernels._cuda")
 
 tiny = checkout / "tests" / "test_tiny.py"
 options = ["-q", "--override-ini=pythonpath=", "-p", "no:cacheprovider"]

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_wheel_holds_the_two_packages_and_nothing_else(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
-    command += [f"--config-settings=build-dir={tmp_path}/build", "--config-settings=cmake.define.ENGINE_CUDA=OFF", str(ROOT)]
+    command += [f"--config-settings=build-dir={tmp_path}/build", "--config-settings=cmake.define.HEADCOUNT_CUDA=OFF", str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = tmp_path.glob("*.whl")

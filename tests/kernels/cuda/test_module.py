@@ -1,17 +1,17 @@
-"""The compiled module against its stub, and what reading ptxas's report makes of a kernel's name."""
+"""The compiled module against its stub, and what happens where it is missing."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
-from tests.kernels.cuda.ahead import short
-from tests.kernels.cuda.conftest import EMULATED
+from tests.kernels.cuda.conftest import EMULATED, demand_module
 from tests.kernels.test_native import documented, stubbed
 
 STUB = Path(__file__).parents[3] / "kernels" / "engine_kernels" / "_cuda.pyi"
@@ -25,7 +25,12 @@ def test_the_stub_says_what_the_module_has() -> None:
     assert stubbed(ast.parse(STUB.read_text()).body) == found
 
 
-def test_kernels_of_both_types_have_one_name_in_the_table() -> None:
-    name = "void cuda::(anonymous namespace)::multiply_and_store<{0}, 64, cuda::PlainStore<{0}> >(cuda::Matrix<{0}>, cuda::Matrix<{0}>)"
-    assert {short(name.format(number)) for number in ("__nv_bfloat16", "__half")} == {"multiply_and_store<T, 64, PlainStore<T>>"}
-    assert short("cuda::(anonymous namespace)::join_parts(float const*, int)") == "join_parts"
+def test_with_a_gpu_and_without_the_module_tests_fail_unless_that_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "engine_kernels._cuda" else found(name))
+    monkeypatch.delenv("HEADCOUNT_WITHOUT_CUDA", raising=False)
+    with pytest.raises(pytest.fail.Exception, match=r"module _cuda is not built: .*HEADCOUNT_WITHOUT_CUDA=1"):
+        demand_module()
+    monkeypatch.setenv("HEADCOUNT_WITHOUT_CUDA", "1")
+    with pytest.raises(pytest.skip.Exception, match="module _cuda is not built"):
+        demand_module()
