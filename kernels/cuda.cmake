@@ -35,7 +35,7 @@ if(NOT ENGINE_WITHOUT_CUDA)
   set_target_properties(headcount_cuda PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static)
   target_include_directories(headcount_cuda PUBLIC csrc)
   target_compile_options(headcount_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-gencode=arch=compute_80,code=sm_80
-    -gencode=arch=compute_90a,code=sm_90a -gencode=arch=compute_90,code=compute_90>)
+    -gencode=arch=compute_90a,code=sm_90a -gencode=arch=compute_90,code=compute_90 -lineinfo>)
 endif()
 
 # Not under a sanitizer: it knows one stack for each thread, and every thread of the GPU has its own.

@@ -249,6 +249,7 @@ void start_kernel(const Attention& a, const Sequences& several, const NewRows& f
   launch.blocks_y = a.heads;
   launch.threads = block_threads;
   launch.shared_bytes = HopperRing::bytes;
+  launch.name = "hopper_kernel";
   launch.dependent = true;
   TensorMap keys{}, values{};
   if (a.persistent > 0) {
