@@ -36,6 +36,9 @@ if(NOT ENGINE_WITHOUT_CUDA)
   target_include_directories(headcount_cuda PUBLIC csrc)
   target_compile_options(headcount_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-gencode=arch=compute_80,code=sm_80
     -gencode=arch=compute_90a,code=sm_90a -gencode=arch=compute_90,code=compute_90 -lineinfo>)
+  if(HEADCOUNT_CUDA_TRAP)
+    target_compile_definitions(headcount_cuda PRIVATE HEADCOUNT_CUDA_TRAP=2000000000)  # nanoseconds
+  endif()
 endif()
 
 # Not under a sanitizer: it knows one stack for each thread, and every thread of the GPU has its own.
