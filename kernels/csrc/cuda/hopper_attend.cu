@@ -269,16 +269,17 @@ int multiprocessors() {
   check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
   return major == 9 && minor == 0 ? count : 0;
 #else
-  return 2;
+  return emulated_multiprocessors;
 #endif
 }
 
 }  // namespace
 
 bool hopper_attend_fits(const Attention& attention, int tiles) {
-  const int processors = multiprocessors();
-  return processors > 0 && attention.head_dim == hopper_width && tiles * attention.heads >= processors / 2;
+  return hopper_attend_runs(attention.head_dim) && tiles * attention.heads >= multiprocessors() / 2;
 }
+bool hopper_attend_runs(int head_dim) { return multiprocessors() > 0 && head_dim == hopper_width; }
+
 
 void hopper_attend(const Attention& attention, const Sequences& several, const NewRows& fresh, Stream stream) {
   if (fresh.tiles == 0 || attention.heads == 0) return;

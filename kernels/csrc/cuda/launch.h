@@ -102,6 +102,8 @@ void start(const Launch& launch, Stream stream, void (*kernel)(Parameters...), A
 #else
 // Which order of threads the next launches run in; results may not depend on it.
 extern unsigned emulated_order;
+// Multiprocessors the emulated GPU says it has.
+extern int emulated_multiprocessors;
 
 template <typename... Parameters, typename... Arguments>
 void start(const Launch& launch, Stream, void (*kernel)(Parameters...), Arguments... arguments) {
