@@ -32,6 +32,8 @@ struct HopperTile {
   int vector_steps, lead, key_steps;
 
   DEVICE HopperTile(const Attention& a, const Sequences& several, const NewRows& fresh) {
+  // Read before wait_for_earlier_kernels, like the persistent vectors: the kernel just before on the stream must have
+  // written neither the tiles nor anything of `several`. docs/kernels.md, "What is read early".
     head = blockIdx.y;
     const int sequence = fresh.tile_sequence[blockIdx.x];
     start = fresh.tile_row[blockIdx.x];
