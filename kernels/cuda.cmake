@@ -47,6 +47,10 @@ if(NOT HEADCOUNT_WITHOUT_CUDA)
   set_target_properties(headcount_cuda PROPERTIES CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON CUDA_RUNTIME_LIBRARY Static
     CUDA_ARCHITECTURES "${HEADCOUNT_CUDA_ARCHITECTURES}")
   target_include_directories(headcount_cuda PUBLIC csrc)
+  target_compile_options(headcount_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo>)
+  if(HEADCOUNT_CUDA_TRAP)
+    target_compile_definitions(headcount_cuda PRIVATE HEADCOUNT_CUDA_TRAP=2000000000)  # nanoseconds
+  endif()
 endif()
 
 # Not under a sanitizer: it knows one stack for each thread, and every thread of the GPU has its own.

@@ -41,7 +41,10 @@ class Storage:
         return weights, matrices
 
     def vocabulary(self, stack: Stack, folded: Folded) -> tuple[Tensors, dict[str, Matrix]]:
-        """The weights outside the layers in dtype, and apart from them the matrices that are multiplied with, [outputs, inputs] each."""
+        """The weights outside the layers in dtype, and apart from them the matrices that are multiplied with, [outputs, inputs] each.
+
+        The last weights of a model: all are there when it returns.
+        """
         arrays = dict(folded.model)
         names = [f"embedding.{c}.projection" for c in range(len(stack.inputs))] + ["head.clusters"]
         apart = {name: arrays.pop(name) for name in names if name in arrays}
@@ -52,7 +55,11 @@ class Storage:
             if f"head.{c}.projection" in arrays:
                 apart[f"head.{c}.projection"] = arrays.pop(f"head.{c}.projection").T
         matrices: dict[str, Matrix] = dict(tensors_of(looked_up, self.dtype, self.device))
-        return tensors_of(arrays, self.dtype, self.device), matrices | {name: self._matrix(array) for name, array in apart.items()}
+        matrices |= {name: self._matrix(array) for name, array in apart.items()}
+        weights = tensors_of(arrays, self.dtype, self.device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # kernels read weights early: docs/kernels.md, "What is read early"
+        return weights, matrices
 
     def _matrix(self, array: np.ndarray) -> Matrix:
         if self.quantization is not None:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
+from engine_kernels.errors import KernelError
 from engine_kernels.gpu_ops import Matrix, Norm, Pair, Sequences, Tables, row_tiles
 from engine_kernels.ops import Visibility
 
 
 class CudaKernels:
-    """The operations of gpu_ops.py on one NVIDIA GPU, or on the CPU that plays one; bfloat16 and float16, sums in float32."""
+    """The operations of gpu_ops.py on one NVIDIA GPU, or on an emulated one; bfloat16 and float16, sums in float32.
+
+    HEADCOUNT_HOPPER_ATTEND, read when this is made: `always` takes hopper_attend wherever it runs, however few tiles there are, `never`
+    nowhere; unset, where it pays. Raises KernelError for any other word.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.calls: Counter[str] = Counter()
         self.module = importlib.import_module("engine_kernels._cuda_emulated" if device.type == "cpu" else "engine_kernels._cuda")
+        self._takes_hopper = _hopper_choice(self.module)
 
     def project_heads(
         self,
@@ -53,7 +61,7 @@ class CudaKernels:
     ) -> torch.Tensor:
         """The constants of the layer for all rows at once, then the context of sequences of one row and of several; or hopper_attend."""
         rows, heads, head_dim = query.shape
-        at_once = single is None and self._hopper_fits(head_dim, heads, lengths)
+        at_once = single is None and self._takes_hopper(head_dim, heads, lengths)
         persistent = 0 if tables.persistent_keys is None else tables.persistent_keys.shape[1]
         splits, pitch = self.module.splits_of(rows, heads, persistent), -(-see.reach // 16) * 16
         scores = query.new_empty((heads, rows, pitch)) if single is not None and tables.distances is not None else None
@@ -151,11 +159,6 @@ class CudaKernels:
             architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(self.device))
         return {"operations": "engine_kernels.cuda_ops", "architecture": architecture}
 
-    def _hopper_fits(self, head_dim: int, heads: int, lengths: np.ndarray) -> bool:
-        """Whether one kernel serves sequences of these lengths; where it also pays."""
-        tiles = int((-(-lengths // self.module.hopper_tile_rows())).sum())
-        return bool(self.module.hopper_fits(head_dim, heads, tiles))
-
     def _rounded(self, x: torch.Tensor, weight: Matrix) -> torch.Tensor | None:
         """Room for rows in the weight's dtype, where many rows are rounded before they are multiplied."""
         if x.dtype != torch.float32 or not self.module.rounds_first(len(x)):
@@ -165,6 +168,23 @@ class CudaKernels:
 
     def _stream(self) -> int:
         return torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
+
+
+def _hopper_choice(module: Any) -> Callable[[int, int, np.ndarray], bool]:
+    """Whether hopper_attend takes sequences of several rows: (head_dim, heads, lengths [sequences]) → bool."""
+
+    def pays(head_dim: int, heads: int, lengths: np.ndarray) -> bool:
+        tiles = int((-(-lengths // module.hopper_tile_rows())).sum())
+        return bool(module.hopper_fits(head_dim, heads, tiles))
+
+    word = os.environ.get("HEADCOUNT_HOPPER_ATTEND")
+    if word is None:
+        return pays
+    if word == "always":
+        return lambda head_dim, heads, lengths: bool(module.hopper_runs(head_dim))
+    if word == "never":
+        return lambda head_dim, heads, lengths: False
+    raise KernelError("HEADCOUNT_HOPPER_ATTEND", "always or never, or not to be set", repr(word))
 
 
 def _of(sequences: Sequences) -> tuple[torch.Tensor, ...]:

@@ -76,7 +76,7 @@ class CudaAttention {
     told_.attended = call_.take(out.ptr(), "out", queries.shape, Holds::kNumber, true).data;
   }
 
-  // Whether hopper_attend takes sequences of several rows that have this many tiles of hopper_tile_rows.
+  // Whether hopper_attend pays for sequences of several rows that have this many tiles of hopper_tile_rows.
   static bool hopper_fits(int head_dim, int heads, int tiles) {
     cuda::Attention attention{};
     attention.head_dim = head_dim;

@@ -232,6 +232,7 @@ PYBIND11_MODULE(HEADCOUNT_CUDA_MODULE, module) {
   module.def("rows_of_a_tile", &cuda::rows_of_a_tile, py::arg("longest"));
   module.def("splits_of", &cuda::splits_of, py::arg("rows"), py::arg("heads"), py::arg("persistent"));
   module.def("hopper_tile_rows", [] { return cuda::hopper_tile_rows; });
+  module.def("hopper_runs", &cuda::hopper_attend_runs, py::arg("head_dim"));
   module.def("hopper_fits", &CudaAttention::hopper_fits, py::arg("head_dim"), py::arg("heads"), py::arg("tiles"));
   // The plain metaclass, so that the stub can say what the class is.
   py::class_<CudaAttention>(module, "Attention", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
@@ -268,5 +269,6 @@ PYBIND11_MODULE(HEADCOUNT_CUDA_MODULE, module) {
       "set_clusters",
       [](const std::map<int, int>& clusters, int blocks) { cuda::decode::emulated_gpu = {clusters, blocks}; },
       py::arg("clusters"), py::arg("blocks") = cuda::decode::EmulatedGpu().blocks);
+  module.def("set_multiprocessors", [](int count) { emulated_multiprocessors = count; }, py::arg("count"));
 #endif
 }

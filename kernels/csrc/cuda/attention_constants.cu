@@ -130,6 +130,7 @@ void start_constants(const Attention& attention, Stream stream) {
   if (attention.rows == 0 || attention.heads == 0 || parts == 0) return;
   const int chunk = blocks_of(blocks_of(attention.persistent, std::max(attention.splits, 1)), split_unit) * split_unit;
   Launch launch;
+  launch.name = "constants_kernel";
   launch.blocks_x = blocks_of(attention.rows, C::rows);
   launch.blocks_y = parts;
   launch.blocks_z = attention.heads;

@@ -186,6 +186,7 @@ __global__ void __launch_bounds__(32 * warps) ring_kernel(Attention a, Sequences
 template <typename C>
 void start_ring(const Attention& attention, const Sequences& single, Stream stream) {
   Launch launch;
+  launch.name = "ring_kernel";
   launch.blocks_x = single.count;
   launch.blocks_y = attention.heads;
   launch.threads = 32 * warps;

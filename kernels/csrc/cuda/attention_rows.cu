@@ -181,6 +181,7 @@ __global__ void __launch_bounds__(32 * C::warps) rows_kernel(Attention a, Sequen
 template <typename C>
 void start_rows(const Attention& attention, const Sequences& several, const NewRows& fresh, Stream stream) {
   Launch launch;
+  launch.name = "rows_kernel";
   launch.blocks_x = fresh.tiles;
   launch.blocks_y = attention.heads;
   launch.threads = 32 * C::warps;

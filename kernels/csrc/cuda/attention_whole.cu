@@ -40,6 +40,7 @@ __global__ void __launch_bounds__(32 * C::warps, 1) whole_kernel(Attention a, Se
 template <typename C>
 void start_whole(const Attention& attention, const Sequences& whole, const NewRows& fresh, Stream stream) {
   Launch launch;
+  launch.name = "whole_kernel";
   launch.blocks_x = fresh.tiles;
   launch.blocks_y = attention.heads;
   launch.threads = 32 * C::warps;

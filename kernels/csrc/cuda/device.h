@@ -100,6 +100,17 @@ DEVICE uint32_t pack<fp16>(float low, float high) {
   const __half2 both = __floats2half2_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&both);
 }
+// The low or the high one of two numbers in one register; half: 0 or 1.
+template <typename T>
+DEVICE float unpack(uint32_t both, int half);
+template <>
+DEVICE float unpack<bf16>(uint32_t both, int half) {
+  return __uint_as_float(half ? both & 0xffff0000u : both << 16);
+}
+template <>
+DEVICE float unpack<fp16>(uint32_t both, int half) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(both >> 16 * half)));
+}
 
 // ---- matrices of a warp: fragments as in PTX ISA, mma.m16n8k16
 

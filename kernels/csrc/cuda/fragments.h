@@ -33,8 +33,8 @@ DEVICE void copy_rows(T* tile, int head_dim, const T* anywhere, const Source& so
   }
 }
 
-// Queries of the warp's 16 rows: row r is at source(r), or zeros for nullptr; `bias` [D] is added where there is one,
-// and the sum rounded as queries are.
+// Queries of the warp's 16 rows: row r is at source(r), aligned to 4 bytes, or zeros for nullptr; `bias` [D] is added
+// where there is one, and the sum rounded as queries are.
 template <typename T, int width, typename Source>
 DEVICE void load_queries(uint32_t (&query)[width / 16][4], int head_dim, const float* bias, const Source& source) {
   UNROLL
@@ -46,7 +46,8 @@ DEVICE void load_queries(uint32_t (&query)[width / 16][4], int head_dim, const f
       uint32_t& both = query[i / 2][i % 2 * 2 + half];
       both = 0;
       if (from == nullptr || column >= head_dim) continue;
-      float low = device::to_float(from[column]), high = device::to_float(from[column + 1]);
+      const uint32_t two = *reinterpret_cast<const uint32_t*>(from + column);
+      float low = device::unpack<T>(two, 0), high = device::unpack<T>(two, 1);
       if (bias != nullptr) {
         low += bias[column];
         high += bias[column + 1];

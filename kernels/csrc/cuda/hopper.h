@@ -45,8 +45,19 @@ DEVICE bool has_ended(Mbarrier& barrier, int parity) {
   return ended != 0;
 }
 DEVICE void wait(Mbarrier& barrier, int parity) {
+#ifdef HEADCOUNT_CUDA_TRAP  // nanoseconds, after which the kernel faults: a build that finds what never ends
+  // The loop in one piece: round a trap by itself ptxas keeps too few registers for products in a row (C7512).
+  asm volatile(
+      "{\n.reg .pred ended, late;\n.reg .b64 start, now;\nmov.u64 start, %globaltimer;\n"
+      "again:\nmbarrier.try_wait.parity.acquire.cta.shared::cta.b64 ended, [%0], %1;\n@ended bra done;\n"
+      "mov.u64 now, %globaltimer;\nsub.u64 now, now, start;\nsetp.gt.u64 late, now, %2;\n@late trap;\nbra again;\n"
+      "done:\n}" ::"r"(shared_address(&barrier)),
+      "r"(parity), "n"(HEADCOUNT_CUDA_TRAP)
+      : "memory");
+#else
   while (!has_ended(barrier, parity)) {
   }
+#endif
 }
 
 // bytes of global memory into this block's shared memory, both aligned to 16 and a multiple of it; counted by the

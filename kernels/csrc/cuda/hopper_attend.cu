@@ -13,6 +13,10 @@ namespace cuda {
 namespace {
 
 constexpr int block_threads = 3 * hopper_group_threads;
+// Of a thread of the warpgroup that fills stages, and of those that use them.
+constexpr int filling_registers = 40, using_registers = 232;
+static_assert(hopper_group_threads * (filling_registers + 2 * using_registers) <= 65536,
+              "registers of a multiprocessor");
 
 // Persistent vectors: the weights of a step are formed while those of the step before meet their values.
 template <typename T>
@@ -230,12 +234,12 @@ __global__ void __launch_bounds__(block_threads, 1)
   device::barrier();
   const int group = threadIdx.x / hopper_group_threads;  // the first one fills
   if (group == 0) {
-    device::give_registers<40>();
+    device::give_registers<filling_registers>();
     fill_vectors(persistent_keys, persistent_values, tile, ring);
     device::wait_for_earlier_kernels();
     fill_context<T>(a, fresh, tile, ring);
   } else if (group <= groups) {
-    device::take_registers<232>();
+    device::take_registers<using_registers>();
     device::wait_for_earlier_kernels();
     use_stages<T>(a, tile, ring, {group - 1, groups});
   }
@@ -245,6 +249,7 @@ __global__ void __launch_bounds__(block_threads, 1)
 template <typename T>
 void start_kernel(const Attention& a, const Sequences& several, const NewRows& fresh, Stream stream) {
   Launch launch;
+  launch.name = "hopper_kernel";
   launch.blocks_x = fresh.tiles;
   launch.blocks_y = a.heads;
   launch.threads = block_threads;
@@ -268,15 +273,16 @@ int multiprocessors() {
   check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
   return major == 9 && minor == 0 ? count : 0;
 #else
-  return 2;
+  return emulated_multiprocessors;
 #endif
 }
 
 }  // namespace
 
+bool hopper_attend_runs(int head_dim) { return multiprocessors() > 0 && head_dim == hopper_width; }
+
 bool hopper_attend_fits(const Attention& attention, int tiles) {
-  const int processors = multiprocessors();
-  return processors > 0 && attention.head_dim == hopper_width && tiles * attention.heads >= processors / 2;
+  return hopper_attend_runs(attention.head_dim) && tiles * attention.heads >= multiprocessors() / 2;
 }
 
 void hopper_attend(const Attention& attention, const Sequences& several, const NewRows& fresh, Stream stream) {

@@ -9,9 +9,10 @@ namespace cuda {
 // Rows of a tile, from which NewRows is made for hopper_attend.
 constexpr int hopper_tile_rows = 128;
 
-// Whether hopper_attend takes it: the GPU, the head size, and enough tiles of hopper_tile_rows rows that one block for
-// each and head keeps the card busy; below that attend_constants, which cuts the persistent vectors in parts, is
-// better.
+// Whether the GPU runs hopper_attend for heads of this size.
+bool hopper_attend_runs(int head_dim);
+// Whether it also pays: there are enough tiles of hopper_tile_rows rows that one block for each and head keeps the card
+// busy; below that attend_constants, which cuts the persistent vectors in parts, is better.
 bool hopper_attend_fits(const Attention& attention, int tiles);
 
 // `attended` of the rows of `several`; of `attention` splits, states and scores are not used.

@@ -17,7 +17,11 @@ DEVICE void fill_vectors(const TensorMap& keys, const TensorMap& values, const H
       device::copy_box(ring.stage(step), keys, tile.head, step * hopper_vectors, full);
       device::copy_box(ring.stage(step) + bytes, values, tile.head, step * hopper_vectors, full);
     }
-    if (threadIdx.x >= 32) ring.fill(step);
+    if (threadIdx.x >= 32) {
+      ring.fill(step);
+    } else {
+      device::warp_barrier();  // nobody gets ahead of the thread that starts the copies
+    }
   }
 }
 

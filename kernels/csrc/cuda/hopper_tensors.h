@@ -12,6 +12,7 @@
 
 // Tables [tables, rows, 64] of 16-bit numbers and the rows of a box.
 using TensorMap = CUtensorMap;
+static_assert(alignof(TensorMap) % 64 == 0, "where the tensor memory unit reads one");  // 64, since CUDA 13 128
 
 // The driver's function is asked of the runtime, so that libcuda is not linked.
 inline TensorMap describe_tables(const void* base, int64_t tables, int64_t rows, int box_rows) {

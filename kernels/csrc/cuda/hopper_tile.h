@@ -17,6 +17,7 @@ constexpr int hopper_keys = 64;        // keys of the context of a step
 // A stage: persistent keys and values [128, 64], or context keys, values and distances [64, 64].
 constexpr int hopper_block_bytes = hopper_keys * 128;
 using HopperRing = StageRing<6, 4 * hopper_block_bytes>;
+static_assert(HopperRing::bytes <= 227 << 10, "what a block of sm_90 may ask for");
 
 // Steps are those of the persistent vectors, then `lead` that bring distances only, then those of the context's keys.
 // Keys are counted from the sequence's first new row; those below 0 are the ring's. A step of keys needs a band of
@@ -31,6 +32,8 @@ struct HopperTile {
   int farthest;        // nearness of the band's first column in the first step of keys
   int vector_steps, lead, key_steps;
 
+  // Read before wait_for_earlier_kernels, like the persistent vectors: the kernel just before on the stream must have
+  // written neither the tiles nor anything of `several`. docs/kernels.md, "What is read early".
   DEVICE HopperTile(const Attention& a, const Sequences& several, const NewRows& fresh) {
     head = blockIdx.y;
     const int sequence = fresh.tile_sequence[blockIdx.x];

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 
@@ -14,6 +15,7 @@
 #endif
 
 struct Launch {
+  const char* name = "a kernel";  // in errors
   unsigned blocks_x = 1, blocks_y = 1, blocks_z = 1;
   unsigned threads = 128;
   size_t shared_bytes = 0;
@@ -24,28 +26,52 @@ struct Launch {
 };
 
 #ifdef __CUDACC__
-inline void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+// kernel: whose launch asks for it.
+inline void check(cudaError_t status, const char* what, const char* kernel = nullptr) {
+  if (status == cudaSuccess) return;
+  const std::string where = kernel == nullptr ? what : std::string(kernel) + ", " + what;
+  throw std::runtime_error(where + ": " + cudaGetErrorString(status));
 }
 
 // Whether the current GPU is sm_90 or newer.
-inline bool starts_early() {
+inline bool starts_early(const char* kernel) {
   int device = 0, major = 0;
-  check(cudaGetDevice(&device), "current GPU");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+  check(cudaGetDevice(&device), "current GPU", kernel);
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability", kernel);
   return major >= 9;
+}
+
+// HEADCOUNT_CUDA_PLAIN=1, asked for once: no kernel starts before the one before it has ended, and the host waits for
+// each, so that a fault is reported as its kernel's.
+inline bool launches_plainly() {
+  static const bool plainly = [] {
+    const char* set = std::getenv("HEADCOUNT_CUDA_PLAIN");
+    const std::string word = set == nullptr ? "0" : set;
+    if (word != "0" && word != "1")
+      throw std::runtime_error("HEADCOUNT_CUDA_PLAIN: expected 1 or 0, found '" + word + "'");
+    return word == "1";
+  }();
+  return plainly;
+}
+
+// Until `kernel` has ended; not while its stream records a graph, where nothing runs.
+inline void wait_for(const char* kernel, cudaStream_t stream) {
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &capture), "whether its stream is capturing", kernel);
+  if (capture == cudaStreamCaptureStatusNone) check(cudaStreamSynchronize(stream), "running", kernel);
 }
 
 template <typename... Parameters, typename... Arguments>
 void start(const Launch& launch, Stream stream, void (*kernel)(Parameters...), Arguments... arguments) {
+  const bool plainly = launches_plainly();
   if (launch.shared_bytes > 48 << 10) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(launch.shared_bytes)),
-          "shared memory");
+          "shared memory", launch.name);
   }
   if (launch.cluster > 8)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size");
-  cudaLaunchAttribute attributes[3];
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size", launch.name);
+  cudaLaunchAttribute attributes[3] = {};
   unsigned count = 0;
   if (launch.cluster > 1) {
     attributes[count].id = cudaLaunchAttributeClusterDimension;
@@ -57,7 +83,7 @@ void start(const Launch& launch, Stream stream, void (*kernel)(Parameters...), A
     attributes[count].val.cooperative = 1;
     ++count;
   }
-  if (launch.dependent && starts_early()) {
+  if (launch.dependent && !plainly && starts_early(launch.name)) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count].val.programmaticStreamSerializationAllowed = 1;
     ++count;
@@ -69,11 +95,15 @@ void start(const Launch& launch, Stream stream, void (*kernel)(Parameters...), A
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = attributes;
   config.numAttrs = count;
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), "kernel launch");
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...),
+        plainly ? "launch" : "launch, or a kernel before it (HEADCOUNT_CUDA_PLAIN=1 says which)", launch.name);
+  if (plainly) wait_for(launch.name, config.stream);
 }
 #else
 // Which order of threads the next launches run in; results may not depend on it.
 extern unsigned emulated_order;
+// Multiprocessors the emulated GPU says it has.
+extern int emulated_multiprocessors;
 
 template <typename... Parameters, typename... Arguments>
 void start(const Launch& launch, Stream, void (*kernel)(Parameters...), Arguments... arguments) {
@@ -83,6 +113,10 @@ void start(const Launch& launch, Stream, void (*kernel)(Parameters...), Argument
   grid.shared_bytes = launch.shared_bytes;
   grid.cluster = static_cast<int>(launch.cluster);
   grid.together = launch.together;
-  emulated::run(grid, [&] { kernel(static_cast<Parameters>(arguments)...); }, emulated_order);
+  try {
+    emulated::run(grid, [&] { kernel(static_cast<Parameters>(arguments)...); }, emulated_order);
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error(std::string(launch.name) + ": " + error.what());
+  }
 }
 #endif

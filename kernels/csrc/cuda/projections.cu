@@ -83,6 +83,7 @@ bool is_even(const float* data) { return reinterpret_cast<uintptr_t>(data) % siz
 template <typename T, typename X, int row_tiles, typename Store>
 void start_few(const Product& p, const Matrix<T>& weight, const Store& store, Stream stream) {
   Launch launch;
+  launch.name = "multiply_few";
   launch.blocks_x = tiles(p.columns, few::columns);
   launch.blocks_y = tiles(p.rows, 8 * row_tiles);
   launch.threads = few::threads;
@@ -96,6 +97,7 @@ void start_few(const Product& p, const Matrix<T>& weight, const Store& store, St
 template <typename T, int tile_rows, typename Store>
 void start_many(const Product& p, const void* x, const Matrix<T>& weight, const Store& store, Stream stream) {
   Launch launch;
+  launch.name = "multiply_and_store";
   launch.blocks_x = tiles(p.columns, many::columns);
   launch.blocks_y = tiles(p.rows, tile_rows);
   launch.threads = many::threads;
@@ -153,6 +155,7 @@ template <typename Out>
 void start_normalise(const float* x, int rows, int depth, const Norm& norm, Out* out, Stream stream) {
   if (rows == 0) return;
   Launch launch;
+  launch.name = "normalise_rows";
   launch.blocks_x = tiles(rows, norm_threads / 32);
   launch.threads = norm_threads;
   launch.dependent = true;
@@ -179,6 +182,7 @@ void write_rings(const void* keys, const void* values, const int64_t* source_row
   const int64_t copies = static_cast<int64_t>(count) * rings.heads * chunks;
   if (copies == 0) return;
   Launch launch;
+  launch.name = "copy_into_rings";
   launch.blocks_x = tiles(copies, norm_threads);
   launch.threads = norm_threads;
   launch.dependent = true;

@@ -138,6 +138,7 @@ void score_words_as(const Words& w, Stream stream) {
   const Matrix<T> weight{static_cast<const T*>(w.weight), w.words, w.depth, is_aligned(w.weight, w.depth)};
   const int parts = word_parts(w.rows, w.words);
   Launch launch;
+  launch.name = "score_parts";
   launch.blocks_x = parts;
   launch.blocks_y = ceiling(w.rows, tile_rows);
   launch.threads = many::threads;
@@ -146,6 +147,7 @@ void score_words_as(const Words& w, Stream stream) {
   start(launch, stream, score_parts<T>, x, weight, static_cast<const T*>(w.bias), w.targets, chunk_of(w.rows, w.words),
         w.peaks, w.totals, w.picked);
   Launch joined;
+  joined.name = "join_parts";
   joined.blocks_x = ceiling(w.rows, many::threads);
   joined.threads = many::threads;
   joined.dependent = true;

@@ -29,6 +29,7 @@ std::string thrown(const std::function<void()>& launch) {
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), size_t shared_bytes, Arguments... arguments) {
   Launch one;
+  one.name = "planted";
   one.threads = threads;
   one.shared_bytes = shared_bytes;
   start(one, nullptr, kernel, arguments...);
@@ -56,9 +57,9 @@ void test_missing_barrier() {
   emulated_order = 0;
 }
 
-// Copies 8 floats a thread and reads them; closed groups may stay open.
+// Copies 8 floats a thread and reads them while closed groups may be under way; leave: ends so.
 template <int open>
-void copied(const float* source, float* out) {
+void copied(const float* source, float* out, bool leave) {
   float* shared = reinterpret_cast<float*>(device::shared_memory()) + threadIdx.x * 8;
   for (int half = 0; half < 2; ++half) {
     device::copy_16(shared + half * 4, source + threadIdx.x * 8 + half * 4, threadIdx.x != 5);
@@ -66,17 +67,18 @@ void copied(const float* source, float* out) {
   }
   device::wait_copies<open>();
   for (int i = 0; i < 8; ++i) out[threadIdx.x * 8 + i] = shared[i];
+  if (!leave) device::wait_copies<0>();
 }
 
 void test_missing_wait() {
   alignas(16) float source[threads * 8];
   for (int i = 0; i < threads * 8; ++i) source[i] = static_cast<float>(i);
   std::vector<float> out(threads * 8);
-  launch(copied<0>, sizeof source, static_cast<const float*>(source), out.data());
+  launch(copied<0>, sizeof source, static_cast<const float*>(source), out.data(), false);
   bool right = true;
   for (int i = 0; i < threads * 8; ++i) right = right && out[i] == (i / 8 == 5 ? 0.0f : source[i]);
   expect(right, "copies that were waited for, zeros where nothing is there");
-  launch(copied<1>, sizeof source, static_cast<const float*>(source), out.data());
+  launch(copied<1>, sizeof source, static_cast<const float*>(source), out.data(), false);
   bool poisoned = true;
   for (int i = 0; i < threads * 8; ++i) poisoned = poisoned && std::isnan(out[i]) == (i % 8 >= 4);
   expect(poisoned, "the copies of an open group have not arrived: NaN");
@@ -85,6 +87,18 @@ void test_missing_wait() {
 // Half of the block comes to a barrier of all.
 void half_waits(int) {
   if (threadIdx.x < 32) device::barrier();
+}
+// A bulk copy nobody waits for, or with the fault away the block does.
+void brings_bytes(const float* source, bool wait) {
+  auto& barrier = *reinterpret_cast<device::Mbarrier*>(device::shared_memory());
+  if (threadIdx.x == 0) {
+    device::init(barrier, 1);
+    device::publish_inits();
+    device::arrive_and_expect(barrier, 16);
+    device::copy_bulk(device::shared_memory() + 16, source, 16, barrier);
+  }
+  device::barrier();
+  if (wait) device::wait(barrier, 0);
 }
 // Bytes are expected that no copy brings, or brings with the fault away.
 void expects_bytes(const float* source, bool bring) {
@@ -101,9 +115,23 @@ void expects_bytes(const float* source, bool bring) {
   device::wait(barrier, 0);
 }
 
+void test_copies_at_the_end() {
+  alignas(16) float source[threads * 8] = {};
+  const float* from = source;
+  std::vector<float> out(threads * 8);
+  const std::string left = thrown([&] { launch(copied<1>, sizeof source, from, out.data(), true); });
+  expect(left.find("block (0, 0, 0): it ends with copies") != std::string::npos,
+         "a thread ends before its copies came");
+  const auto run = [&](bool wait) { return thrown([&] { launch(brings_bytes, 32, from, wait); }); };
+  expect(run(true).empty(), "a bulk copy that was waited for");
+  expect(run(false).find("block (0, 0, 0): it ends with copies to its mbarriers") != std::string::npos,
+         "a block ends before its bulk copy came");
+}
+
 void test_deadlocks() {
-  expect(thrown([] { launch(half_waits, 0, 0); }).find("never come") != std::string::npos,
-         "a barrier half a block uses");
+  const std::string stuck = thrown([] { launch(half_waits, 0, 0); });
+  expect(stuck.find("never come") != std::string::npos, "a barrier half a block uses");
+  expect(stuck.find("planted: ") == 0, "an error begins with the kernel's name");
   alignas(16) float source[4] = {};
   const auto run = [&](bool bring) {
     return thrown([&] { launch(expects_bytes, 32, static_cast<const float*>(source), bring); });
@@ -119,6 +147,8 @@ void loads_at(int offset) {
 }
 void copies_to(const float* source, int offset) {
   device::copy_16(device::shared_memory() + threadIdx.x * 16 + offset, source, true);
+  device::close_copies();
+  device::wait_copies<0>();
 }
 
 void test_addresses() {
@@ -209,6 +239,7 @@ void test_rounding(const std::string& name) {
 int main() {
   test_missing_barrier();
   test_missing_wait();
+  test_copies_at_the_end();
   test_deadlocks();
   test_addresses();
   test_warps_act_together();

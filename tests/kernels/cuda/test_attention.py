@@ -32,6 +32,12 @@ VARIANTS = {
 }
 
 
+def synchronise() -> None:
+    """What kernels made of a GPU's tables, tiles and places is there: docs/kernels.md, "What is read early"."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
 def attend(case: Case, inputs: Inputs, by_ring: bool, run: CudaKernels | None = None) -> torch.Tensor:
     """[B, H, T, D]: of rows that bring their keys along, or of single rows whose rings hold them."""
     batch, heads, rows, head_dim = inputs.query.shape
@@ -42,11 +48,13 @@ def attend(case: Case, inputs: Inputs, by_ring: bool, run: CudaKernels | None = 
     reach = case.see.reach
     if by_ring:
         keys, values = (ring(case, each[:, :, 1 - case.first :][:, :, :reach], inputs.positions) for each in (inputs.keys, inputs.values))
+        synchronise()
         out = run.attend(packed, (keys, values), None, sequences, None, lengths[:0], inputs.tables, case.see)
     else:
         past = inputs.keys[:, :, :reach].contiguous(), inputs.values[:, :, :reach].contiguous()
         new = [each[:, :, reach:].transpose(1, 2).reshape(batch * rows, heads, 1, head_dim) for each in (inputs.keys, inputs.values)]
         new = [each.contiguous() for each in new]
+        synchronise()
         out = run.attend(packed, past, (new[0], new[1]), None, sequences, lengths, inputs.tables, case.see)
     return out.reshape(batch, rows, heads, head_dim).transpose(1, 2)
 
@@ -68,7 +76,8 @@ def test_any_number_of_heads(heads: int) -> None:
     check(case, attend(case, inputs, by_ring=False), inputs, f"{heads} heads")
 
 
-def test_heads_of_64_take_one_kernel_where_it_fits() -> None:
+def test_heads_of_64_take_one_kernel_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HEADCOUNT_HOPPER_ATTEND", raising=False)
     case = Case(heads=1, batch=1, rows=2, head_dim=64, dtype="bfloat16")
     run = CudaKernels(torch.device(DEVICE))
     attend(case, draw(case), by_ring=False, run=run)

@@ -32,9 +32,27 @@ struct Stack {
 };
 std::vector<Stack> stacks;  // kept between launches
 
+std::string name_of(const Block& block) {
+  const Index& at = block.index;
+  return "block (" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + ")";
+}
+
+// What a copy still writes when its block has ended may be another block's.
+void expect_no_copies_of_thread() {
+  for (const std::vector<Copy>& group : current->copies) {
+    if (!group.empty()) fail("it ends with copies it did not wait for");
+  }
+}
+void expect_no_copies_of_block(const Block& block) {
+  if (block.flying.empty()) return;
+  error =
+      std::make_exception_ptr(std::runtime_error(name_of(block) + ": it ends with copies to its mbarriers under way"));
+}
+
 void enter() {
   try {
     (*kernel_of_launch)();
+    expect_no_copies_of_thread();
   } catch (...) {
     if (!error) error = std::current_exception();
   }
@@ -108,9 +126,8 @@ void yield(bool progress) {
 }
 
 void fail(const std::string& what) {
-  const Index& block = current->block->index;
-  throw std::runtime_error("thread " + std::to_string(current->number) + " of block (" + std::to_string(block.x) +
-                           ", " + std::to_string(block.y) + ", " + std::to_string(block.z) + "): " + what);
+  throw std::runtime_error("thread " + std::to_string(current->number) + " of " + name_of(*current->block) + ": " +
+                           what);
 }
 
 void meet(Group& group, int member, void* mine, Compute compute) {
@@ -159,6 +176,8 @@ void run(const Grid& grid, const std::function<void()>& kernel, unsigned order) 
     }
     for (Cluster& cluster : clusters) cluster.all = Group(threads * grid.cluster);
     run_blocks(blocks, grid, order);
+    // decode_step, the one kernel whose blocks are together, leaves so where it gives up waiting.
+    for (size_t i = 0; i < at_once && !grid.together && !error; ++i) expect_no_copies_of_block(blocks[i]);
   }
   current = nullptr;
   if (error) std::rethrow_exception(std::exchange(error, nullptr));

@@ -99,9 +99,9 @@ void meet(Group& group, int member, void* mine, Compute compute);
 [[noreturn]] void fail(const std::string& what);
 
 // Runs kernel() on every thread of every block: blocks in order, those of a cluster, or all that are `together`, at
-// once. Throws std::runtime_error where every thread waits for one that will never come, and for what `fail` was told.
-// Shared memory starts as NaN. order: 0 = threads by number, else a seed of a shuffled order, which must change no
-// result.
+// once. Throws std::runtime_error where every thread waits for one that will never come, where a block ends with copies
+// under way, and for what `fail` was told. Shared memory starts as NaN. order: 0 = threads by number, else a seed of a
+// shuffled order, which must change no result.
 void run(const Grid& grid, const std::function<void()>& kernel, unsigned order);
 
 }  // namespace emulated
