@@ -72,7 +72,10 @@ def alive(word: str) -> list[str]:
     return found
 
 
-def test_faults_are_contained_and_reported_and_later_steps_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_faults_are_contained_and_reported_and_later_steps_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.gpu.processes.GRACE", 1.0)
     out = tmp_path / "out"
     figure = {"figures": [{"section": "card", "case": "copy"}]}
     write = f"import pathlib, sys, time; o = pathlib.Path(sys.argv[1]); (o / 'gpu.json').write_text({json.dumps(figure)!r}); "
@@ -81,7 +84,7 @@ def test_faults_are_contained_and_reported_and_later_steps_run(tmp_path: Path, c
         says("facts", "facts", "print('one fact')", file="facts.txt"),
         says("aside", "build", "import time; time.sleep(1); print('done aside')", background=True),
         says("build", "build", "print('compiled')", file="build.log"),
-        *(replace(step, limit=8) if step.name.endswith("hang") else step for step in planted()),
+        *(replace(step, limit=9) if step.name.endswith("hang") else step for step in planted()),
         says("loud", "hunt", "print('x' * 2**20, 'the end')"),
         says("needs a red family", "figures", "print('never')", needs=("build", "planted")),
         says("a tool that is not here", "hunt", "", needs=("build",)),

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FOLDER = Path(tempfile.gettempdir()) / "headcount-gpu"
+FOLDER = Path(tempfile.gettempdir()) / f"headcount-gpu-{hashlib.sha256(bytes(ROOT)).hexdigest()[:8]}"
 NATIVE = {"HEADCOUNT_WIDE": "OFF", "HEADCOUNT_CUDA": "OFF"}  # wide: instruction sets of the CPU that no step needs
 HOPPER = {**NATIVE, "HEADCOUNT_CUDA": "ON", "HEADCOUNT_CUDA_ARCHITECTURES": "90a-real"}
 WAYS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {  # CMake's options, and the modules that must load

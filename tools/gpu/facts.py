@@ -1,4 +1,4 @@
-"""`python -m tools.gpu.facts`: the machine, by the driver and without PyTorch; `facts built`: what PyTorch, Triton and our module see of it.
+"""`python -m tools.gpu.facts`: the machine, by its driver and without PyTorch; `facts built`: what PyTorch, Triton and our module see.
 
 Every line is out before the next is asked for.
 """

@@ -57,6 +57,10 @@ class Process:
             code = self._until(time.monotonic() + GRACE, meanwhile)
         return End(code, hung, time.monotonic() - self._began)
 
+    def is_over(self, limit: float) -> bool:
+        """Whether it has ended, or should have."""
+        return self._process.poll() is not None or time.monotonic() - self._began >= limit
+
     def kill(self) -> None:
         _signal(self._process.pid, _descendants(self._process.pid), signal.SIGKILL)
 

@@ -18,9 +18,7 @@ from tools.gpu.steps import Step
 ALLOWED_SKIPS = ("there is a GPU", "a GPU records in earnest")  # the reasons of tests for machines without one
 SUCCESS = ("smoke", "replays")
 FILES = ("facts.txt", "build.log", "log.txt", "smoke.md", "junit.xml", "gpu.json", "gpu.md", "summary.json")
-TEST = re.compile(
-    rb"^((?:tests|tools)/\S+\.py::.*?\S) *(?:$|(?= (?:PASSED|FAILED|SKIPPED|ERROR)\b))", re.MULTILINE
-)  # as pytest -v names it
+TEST = re.compile(rb"^((?:tests|tools)/\S+\.py::.*?\S) *(?:$| (?:PASSED|FAILED|SKIPPED|ERROR)\b)", re.MULTILINE)  # by pytest -v
 Case = tuple[str, str]  # a test, and what it says
 
 
@@ -52,13 +50,12 @@ def outcome(step: Step, end: End, own: Path, words: bytes, *, demand: bool) -> R
         status, why = "hung", f"stopped after {end.seconds:.0f} s" + (", and SIGKILL did not end it" if end.code is None else "")
     elif end.code is not None and end.code < 0:
         status, why = "died", f"by signal {-end.code}"
-    if status != "green":
-        if suite is None and (running := TEST.findall(words)):
-            failures = [(running[-1].decode(), "was running")]
     elif end.code != 0:
         status, why = "red", f"{len(failures)} of {tests} tests" if failures else f"it ended with {end.code}"
     elif lacking := [reason for _, reason in skipped if (demand or len(skipped) == tests) and not reason.endswith(ALLOWED_SKIPS)]:
         status, why = "red", f"{len(lacking)} tests were skipped: {lacking[0]}"
+    if status in ("hung", "died") and suite is None and (running := TEST.findall(words)):
+        failures = [(running[-1].decode(), "was running")]
     return Result(step, status, end.seconds, why, tests, tuple(failures), tuple(skipped), suite)
 
 
@@ -109,6 +106,7 @@ class Report:
         if result.step.name in self._running:
             self._running.remove(result.step.name)
         self.results.append(result)
+        print(f"{result.seconds:6.1f} s  {result.status:8} {result.step.name}", flush=True)
         self._write()
 
     def is_green(self, name: str) -> bool:
@@ -151,9 +149,8 @@ class Report:
         figures = sum(len(record.get("figures", ())) for record in self._figures.values())
         lines.append(f"{len(self.results) - len(bad)} of {len(self.results)} steps green, {figures} figures, the GPU {self._about['gpu']}")
         if self.success is not None:
-            lines.append(
-                "success: every smoke test and every replay" if self.success else "no success: a smoke test or a replay is not green"
-            )
+            good = "success: every smoke test and every replay"
+            lines.append(good if self.success else "no success: a smoke test or a replay is not green")
         return "\n".join(lines) + "\n"
 
     def _write(self) -> None:

@@ -19,6 +19,7 @@ from tools.gpu.steps import Step
 MOST_LOG = 300_000  # bytes of one step's words that are kept, from their start and from their end
 LEFT = 5.0  # seconds before the end in which no step starts
 PROBE = 5.0
+SPARE = 4.0  # seconds before its limit in which the benchmark ends its own processes
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Runner:
         try:
             for _, group in itertools.groupby(table, key=lambda step: step.together or id(step)):
                 self._group(list(group))
+                for aside in [aside for aside in self._background if aside[1].is_over(aside[3])]:
+                    self._background.remove(aside)
+                    self._finish(*aside)
             while self._background:
                 self._finish(*self._background.pop(0))
         finally:
@@ -74,7 +78,7 @@ class Runner:
                 words.write(f"\n=== {step.name}, limit {limit:.0f} s ===\n".encode())
             self._report.begin(step)
             try:
-                process = Process(self._command(step, own), self._environment(step), log, ROOT)
+                process = Process(self._command(step, own, limit), self._environment(step), log, ROOT)
             except OSError as error:  # a tool that is not here
                 self._report.add(Result(step, "red", why=f"{step.command[0]}: {error.strerror}"))
                 continue
@@ -111,10 +115,10 @@ class Runner:
         end = Process(command, os.environ, self._out / "log.txt", ROOT).wait(PROBE, lambda: None)
         return end.code == 0 and not end.hung
 
-    def _command(self, step: Step, own: Path) -> list[str]:
-        way = self._way
-        command = list(step.command)
+    def _command(self, step: Step, own: Path, limit: float) -> list[str]:
+        way, command = self._way, list(step.command)
         names = {"python": sys.executable, "own": own, "folder": FOLDER, "build": way.modules[0], "trapping": way.trapping}
+        names["minutes"] = f"{max(limit - SPARE, 6) / 60:.2f}"
         for name, value in names.items():
             command = [part.replace(f"{{{name}}}", str(value)) for part in command]
         return [*command, "--interpret", "--tiny"] if way.rehearse and step.kind == "figures" else command

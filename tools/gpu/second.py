@@ -10,7 +10,12 @@ from tools.gpu.steps import CUDA, LAYERS, PLAIN, PYTEST, TRITON, Step, checks, f
 
 TWENTY_TIMES = {"HEADCOUNT_REPEAT": "20"}
 NEVER = {"HEADCOUNT_HOPPER_ATTEND": "never"}
-NO_GRAPHS = {"HEADCOUNT_GPU_GRAPHS": "0"}
+WATCHED = {  # as bench/gpu/sanitize.py has them
+    "HEADCOUNT_GPU_GRAPHS": "0",
+    "HEADCOUNT_CUDA_PATIENCE": "120",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+    **PLAIN,
+}
 LARGE_BATCHES = ("--batch", "4", "--batch", "64", "--batch", "256")
 BEYOND_DECODE_STEP = ("--batch", "64", "--batch", "256")  # of kernels of each layer
 LARGE_ROWS = ("--rows", "3072", "--rows", "12288")
@@ -66,7 +71,7 @@ def hunt(family: str, test: str) -> list[Step]:
     """Memory first; then one case many times: an error that stays the same is an index, one that moves is an order."""
     many = ("-p", "tools.gpu.repeat", test)
     return [
-        Step(f"{family}, memcheck", "hunt", (*MEMCHECK, *PYTEST, test), 40, needs=("build",), environment=NO_GRAPHS),
+        Step(f"{family}, memcheck", "hunt", (*MEMCHECK, *PYTEST, test), 40, needs=("build",), environment=WATCHED),
         checks(f"{family}, 20 times, plain", "hunt", "", 20, *many, environment={**TWENTY_TIMES, **PLAIN}),
         checks(f"{family}, 20 times, dependent", "hunt", "", 20, *many, environment=TWENTY_TIMES),
     ]
@@ -100,7 +105,7 @@ def all_figures(*, hopper: bool, decode: bool) -> list[Step]:
 
 def long_ones() -> list[Step]:
     """Where everything is green: memory, counters of one launch, and Triton's other tests."""
-    check = ("{python}", "-m", "bench", "sanitize", "--tool", "memcheck", "--minutes", "1", "--out", "{own}")
+    check = ("{python}", "-m", "bench", "sanitize", "--tool", "memcheck", "--minutes", "{minutes}", "--out", "{own}")
     files = [f"--ignore={TRITON}/test_{name}.py" for name in ("ahead", "tiles", "smoke", "replays")]  # compile for long, or have run
     return [
         Step("memcheck", "hunt", check, 60, needs=("build",)),

@@ -1,7 +1,7 @@
 """The first command as a table: every step a process of its own with a limit in seconds, in the order they start.
 
-A name in braces is filled in by the runner: {python}; {own}, a folder of the step's own; {folder}, where {build} or another is built (build.py).
-A rehearsal runs the same table, with planted faults between.
+A name in braces is filled in by the runner: {python}; {own}, a folder of the step's own; {minutes}, what its limit leaves it; {folder}, in
+which {build} is what is built (build.py). A rehearsal runs the same table, and planted faults behind it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 CUDA, TRITON = "tests/kernels/cuda", "tests/kernels/triton"
 PYTEST = ("{python}", "-m", "pytest", "-v", "--tb=short", "-rs", "-p", "no:cacheprovider", "--junitxml={own}/junit.xml")
-BENCH = ("{python}", "-m", "bench", "gpu", "--out", "{own}")
+BENCH = ("{python}", "-m", "bench", "gpu", "--out", "{own}", "--minutes", "{minutes}")
 PLAIN = {"HEADCOUNT_CUDA_PLAIN": "1"}  # one kernel after the other, each named and waited for
 
 
@@ -20,8 +20,8 @@ class Step:
     """kind: facts, build, smoke, replays, tests, figures, hunt or planted; smoke and replays are what success means.
 
     family: the kernels a red step speaks of. needs: families, and the step `build`, that must be green for it to start.
-    together: steps of one such name, next to each other, run at the same time; background: it is waited for at the end only; trapping: with the
-    module whose waits end.
+    together: steps of one such name, next to each other, run at the same time; background: it is waited for at the end only; trapping:
+    with the module whose waits end.
     """
 
     name: str
@@ -77,9 +77,7 @@ def decode(how: str, **more: object) -> Step:
 ALONE = ("test_decode.py", "test_hopper.py", "test_replays.py", "test_smoke.py")  # steps of their own
 EVERY_TEST = (CUDA, *(f"--ignore={CUDA}/{file}" for file in ALONE), "-n", "4")
 HOPPER_FIRST = {"persistent vectors only": "persistent and only", "context only": "context and only", "both": "both"}  # of pytest's -k
-COMPILE = (
-    "{python} -m tools.gpu.build native && PYTHONPATH={folder}/native {python} -m tests.kernels.triton.ahead --json sm_90 >{own}/ahead"
-)
+WARM = "{python} -m tools.gpu.build native && PYTHONPATH={folder}/native {python} -m tests.kernels.triton.ahead --warm sm_90"
 
 
 def hopper() -> tuple[Step, ...]:
@@ -93,7 +91,7 @@ def hopper() -> tuple[Step, ...]:
 
 FIRST: tuple[Step, ...] = (
     python("facts", "facts", 15, "tools.gpu.facts", file="facts.txt"),
-    Step("build without CUDA, Triton's kernels compiled", "build", ("sh", "-c", COMPILE), 150, background=True),
+    Step("build without CUDA, Triton's cache", "build", ("sh", "-c", WARM), 150, background=True),
     python("build", "build", 90, "tools.gpu.build", "{build}", file="build.log"),
     python("facts, built", "facts", 15, "tools.gpu.facts", "built", file="facts.txt"),
     *(smoke(family, "plain", environment=PLAIN) for family in SMOKE),

@@ -1,4 +1,4 @@
-"""Each CUDA kernel alone, smallest first: what is run first on a GPU that is new. A family of kernels is a test or two (tools/gpu/steps.py)."""
+"""Each CUDA kernel alone, smallest first: what runs first on a new GPU. tools/gpu/steps.py says which tests are a family of kernels."""
 
 from __future__ import annotations
 

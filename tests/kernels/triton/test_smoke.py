@@ -1,4 +1,4 @@
-"""Each Triton kernel alone, smallest first: what is run first on a GPU that is new, the same list as tests/kernels/cuda/test_smoke.py."""
+"""Each Triton kernel alone, smallest first: what runs first on a new GPU, the same list as tests/kernels/cuda/test_smoke.py."""
 
 from __future__ import annotations
 
