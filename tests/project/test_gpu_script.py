@@ -1,0 +1,182 @@
+"""tools/gpu.sh: a hang, a crash and a wrong answer are contained and reported, and what it writes can be read at every moment."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import threading
+import xml.etree.ElementTree as xml
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.gpu import __main__ as script
+from tools.gpu import run as runner
+from tools.gpu.report import FILES
+from tools.gpu.run import Way
+from tools.gpu.second import FAMILIES, Before, every_branch, second
+from tools.gpu.steps import FIRST, PLANTED, Step, checks, planted
+
+ROOT = Path(__file__).parents[2]
+HERE = Way(seconds=120, times=0.2, rehearse=True, modules=("emulated",))
+GREEN = Before({family: True for family in (*FAMILIES, "build")}, {})
+
+
+def says(name: str, kind: str, code: str, limit: float = 30, **more: Any) -> Step:
+    return Step(name, kind, ("{python}", "-c", code), limit, **more)
+
+
+class Reader(threading.Thread):
+    """Reads a folder's summary again and again until it is told to stop; what it found wrong."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__()
+        self._out, self._over = out, threading.Event()
+        self.summaries: list[dict[str, Any]] = []
+        self.wrong: list[str] = []
+
+    def run(self) -> None:
+        while not self._over.wait(0.01):
+            files = sorted(path.name for path in self._out.glob("*"))
+            if set(files) - set(FILES):
+                self.wrong.append(f"files {files}")
+            if "summary.json" in files:
+                try:
+                    self.summaries.append(json.loads((self._out / "summary.json").read_text(encoding="utf-8")))
+                    xml.parse(self._out / "junit.xml")
+                except (OSError, ValueError, xml.ParseError) as error:
+                    self.wrong.append(repr(error))
+
+    def __enter__(self) -> Reader:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+
+def alive(word: str) -> list[str]:
+    """Processes whose command line holds a word."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            said = line.read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        found += [said] * (word in said)
+    return found
+
+
+def test_faults_are_contained_and_reported_and_later_steps_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.gpu.processes.GRACE", 1.0)
+    out = tmp_path / "out"
+    figure = {"figures": [{"section": "card", "case": "copy"}]}
+    write = f"import pathlib, sys, time; o = pathlib.Path(sys.argv[1]); (o / 'gpu.json').write_text({json.dumps(figure)!r}); "
+    write += "(o / 'gpu.md').write_text('| copy |'); time.sleep(1)"
+    table = [
+        says("facts", "facts", "print('one fact')", file="facts.txt"),
+        says("aside", "build", "import time; time.sleep(1); print('done aside')", background=True),
+        says("build", "build", "print('compiled')", file="build.log"),
+        *(replace(step, limit=9) if step.name.endswith("hang") else step for step in planted()),
+        says("loud", "hunt", "print('x' * 2**20, 'the end')"),
+        says("needs a red family", "figures", "print('never')", needs=("build", "planted")),
+        says("a tool that is not here", "hunt", "", needs=("build",)),
+        *(says(f"at once {n}", "smoke", "import time; time.sleep(1)", together="pair", needs=("build",)) for n in range(2)),
+        checks("replays", "replays", "replays", 100, "tests/test_tiny.py"),
+        Step("figures", "figures", ("{python}", "-c", write, "{own}"), 30, needs=("build", "replays")),
+    ]
+    place = [step.name for step in table].index("a tool that is not here")
+    table[place] = replace(table[place], command=("no-such-tool",))
+    with Reader(out) as reader:
+        code = script.run(table, out, HERE, "first", {})
+    assert reader.wrong == [] and len(reader.summaries) > 20
+    assert any("planted: test_hang" in summary["running"] for summary in reader.summaries)
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    found = {step["name"]: (step["status"], step["why"]) for step in summary["steps"]}
+    for name, status in PLANTED.items():
+        assert found.pop(f"planted: {name}")[0] == status
+    assert found.pop("needs a red family") == ("not run", "planted not green")
+    assert found.pop("a tool that is not here") == ("red", "no-such-tool: No such file or directory")
+    assert set(found.values()) == {("green", "")} and len(found) == len(table) - 5
+    assert summary["success"] is True and code == 0 and summary["running"] == []
+    failures = {step["name"]: step["failures"] for step in summary["steps"] if step["failures"]}
+    assert failures["planted: test_hang"] == [["tools/gpu/planted.py::test_hang", "was running"]]
+    assert "max |result - oracle|" in failures["planted: test_wrong_answer"][0][1]
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+    log = (out / "log.txt").read_text(encoding="utf-8")
+    assert "done aside" in log and "bytes left out" in log and "the end" in log and len(log) < 2**20
+    assert "test_hang" in log and "Fatal Python error" not in log.split("planted: test_crash")[0]
+    assert (out / "facts.txt").read_text().endswith("one fact\n") and "compiled" in (out / "build.log").read_text()
+    assert json.loads((out / "gpu.json").read_text()) == {"figures": figure} and "| copy |" in (out / "gpu.md").read_text()
+    assert "| at once 0 | green |" in (out / "smoke.md").read_text()
+    assert {suite.get("name") for suite in xml.parse(out / "junit.xml").getroot()} >= {"planted: test_crash", "replays", "at once 1"}
+    assert alive("sleep 601.5") == []
+    printed = capsys.readouterr().out
+    assert "success: every smoke test and every replay" in printed and "died     planted: test_crash: by signal 11" in printed
+
+
+def test_a_red_smoke_test_is_no_success_and_nothing_starts_after_the_end(tmp_path: Path) -> None:
+    table = [says("bad", "smoke", "raise SystemExit(3)"), says("good", "smoke", ""), says("late", "hunt", "")]
+    assert script.run(table[:2], tmp_path / "one", HERE, "first", {}) == 1
+    assert script.run(table[1:], tmp_path / "two", replace(HERE, seconds=runner.LEFT - 1), "first", {}) == 1
+    steps = json.loads((tmp_path / "two" / "summary.json").read_text(encoding="utf-8"))["steps"]
+    assert [(step["status"], step["why"]) for step in steps] == [("not run", "no time was left")] * 2
+
+
+def test_a_gpu_that_does_not_answer_is_asked_before_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([False, False, True])
+    monkeypatch.setattr(runner.Runner, "_ask", lambda self: next(answers))
+    table = [says("bad", "tests", "raise SystemExit(1)"), says("lost", "tests", ""), says("back", "tests", "")]
+    script.run(table, tmp_path / "out", HERE, "first", {})
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert [(step["status"], step["why"]) for step in summary["steps"]] == [
+        ("red", "it ended with 1; after it the GPU does not answer"),
+        ("not run", "the GPU does not answer"),
+        ("green", ""),
+    ]
+
+
+def test_every_test_a_table_names_exists() -> None:
+    steps = [*FIRST, *planted(), *every_branch(GREEN)]
+    named = {part for step in steps for part in step.command if part.startswith(("tests/", "tools/"))}
+    assert len(named) > 12
+    for file, _, test in (name.partition("::") for name in named):
+        path = ROOT / file
+        assert path.exists(), file
+        if test:
+            assert test in {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}, (file, test)
+    assert len({step.name for step in FIRST}) == len(FIRST)
+    assert sum(step.limit for step in FIRST if step.kind in ("facts", "build") and not step.background) <= 120
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_red_family_gets_its_part_of_the_second_command(family: str) -> None:
+    failing = "tests/kernels/cuda/test_smoke.py::test_project[8-bfloat16]"
+    red = second(Before({**GREEN.green, family: False}, {family: failing}))
+    names = [step.name for step in red]
+    assert names[-1] != "tests, triton" and "tests, triton" in [step.name for step in second(GREEN)]
+    hunts = [step for step in red if step.kind == "hunt"]
+    if family in ("decode_step", "hopper_attend"):
+        assert all(family in step.name for step in hunts) and hunts
+    elif family not in ("triton", "replays"):
+        assert [failing in step.command for step in hunts] == [True] * 3
+    assert any(step.environment.get("HEADCOUNT_HOPPER_ATTEND") == "never" for step in red) == (family == "hopper_attend")
+
+
+def test_without_a_build_triton_runs_alone() -> None:
+    steps = second(Before({**GREEN.green, "build": False}, {}))
+    assert not any("cuda" in step.name.lower().replace("without cuda", "") for step in steps) and len(steps) > 5
+
+
+def test_the_second_command_needs_the_first_ones_folder(tmp_path: Path) -> None:
+    command = ["sh", str(ROOT / "tools" / "gpu.sh"), "second", "out"]
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHON": sys.executable, "PATH": "/bin:/usr/bin"}, capture_output=True, text=True)
+    assert done.returncode == 2 and "--from: expected the folder of the first command" in done.stderr
+    assert not (tmp_path / "out").exists()
