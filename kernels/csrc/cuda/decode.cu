@@ -88,6 +88,7 @@ auto kernel_of(int head_dim) {
 
 Launch launch_of(const Machine& machine, size_t shared_bytes) {
   Launch launch;
+  launch.name = "decode_step";
   launch.blocks_x = machine.clusters * machine.cluster;
   launch.threads = threads;
   launch.shared_bytes = shared_bytes;

@@ -176,8 +176,7 @@ void run(const Grid& grid, const std::function<void()>& kernel, unsigned order) 
     }
     for (Cluster& cluster : clusters) cluster.all = Group(threads * grid.cluster);
     run_blocks(blocks, grid, order);
-    // decode_step, the one kernel whose blocks are together, leaves so where it gives up waiting.
-    for (size_t i = 0; i < at_once && !grid.together && !error; ++i) expect_no_copies_of_block(blocks[i]);
+    for (size_t i = 0; i < at_once && !error; ++i) expect_no_copies_of_block(blocks[i]);
   }
   current = nullptr;
   if (error) std::rethrow_exception(std::exchange(error, nullptr));
