@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from bench.startup import startup
+from bench.suites.startup import startup
 from engine.errors import EngineError, InputError, Problem
 
 app = typer.Typer(
@@ -57,7 +57,7 @@ def s1(
     quiet: Quiet = False,
 ) -> None:
     """The published model of arXiv 2110.03252, dense against masked against compact, with its three published lists of kept heads."""
-    from bench import cases
+    from bench.core import cases
 
     shape = cases.geometry(geometry)
     _compare("s1", shape, cases.kept_lists(shape), part, batch, (backend, dtype, threads), _plan(rounds, quick), _folder(out, quick), quiet)
@@ -78,7 +78,7 @@ def sparsity(
     quiet: Quiet = False,
 ) -> None:
     """Latency against the share of heads removed, the same share of every layer."""
-    from bench import cases
+    from bench.core import cases
 
     shape = cases.geometry(geometry)
     try:
@@ -113,7 +113,7 @@ def cpu(
     quiet: Quiet = False,
 ) -> None:
     """Our native kernels beside PyTorch, torch.compile, ONNX Runtime, OpenVINO and the published algorithm, on the same weights."""
-    from bench import cpu_run
+    from bench.suites.cpu import run as cpu_run
 
     asked = cpu_run.Asked.of(geometry, work, kept, peer, part, batch, threads, rounds, quick)
     cpu_run.run(asked, _folder(out, quick), quiet=quiet)
@@ -132,7 +132,7 @@ def encoder(
     quiet: Quiet = False,
 ) -> None:
     """A dense and a pruned encoder, ours beside PyTorch, transformers, ONNX Runtime, OpenVINO and CTranslate2, on the same weights."""
-    from bench import encoder_run
+    from bench.suites.encoder import run as encoder_run
 
     asked = encoder_run.Asked.of(geometry, work, peer, threads, rounds, quick)
     encoder_run.run(asked, _folder(out, quick), quiet=quiet, as_json=as_json)
@@ -157,7 +157,7 @@ def latency(
 ) -> None:
     """Seconds from a batch of prompts to its last token."""
     import engine
-    from bench import serving
+    from bench.suites import serving
 
     lengths, options = serving.Lengths(input_len, output_len), _given(config=config, heads=heads)
     with engine.load(model, backend=backend, dtype=dtype, quantization=quantization, threads=threads, **options) as loaded:
@@ -187,7 +187,7 @@ def throughput(
 ) -> None:
     """Requests and tokens per second when all prompts are there at once."""
     import engine
-    from bench import serving
+    from bench.suites import serving
 
     lengths, options = serving.Lengths(input_len, output_len), _given(config=config, heads=heads)
     with engine.load(model, backend=backend, dtype=dtype, quantization=quantization, threads=threads, **options) as loaded:
@@ -210,9 +210,9 @@ def flops(
     as_json: Json = False,
 ) -> None:
     """What a model should cost beside its dense parent: FLOPs, parameters and bytes, from the spec alone."""
-    from bench import cases
-    from bench import flops as counting
-    from engine.api import open_checkpoint
+    from bench.core import cases
+    from bench.suites import flops as counting
+    from engine.loading import open_checkpoint
 
     if model is None:
         specs = counting.geometry_specs(cases.geometry(geometry))
@@ -236,8 +236,8 @@ def report(
     results: Annotated[Path | None, typer.Option("--results", help="Folder of the rows; bench/results by default.")] = None,
 ) -> None:
     """Make the tables between `<!-- bench:NAME -->` markers from their rows."""
-    from bench import report as tables
-    from bench.rows import RESULTS, ROOT
+    from bench.core import report as tables
+    from bench.core.rows import RESULTS, ROOT
 
     document, results = document or ROOT / "README.md", results or RESULTS
     if check == write:
@@ -272,7 +272,7 @@ def gpu(
         raise InputError(Problem("--interpret", "together with --tiny: the sizes of a GPU take days", "alone"))
     if importlib.util.find_spec("triton") is None or importlib.util.find_spec("torch") is None:
         raise EngineError(Problem("triton", "PyTorch and Triton", "not both installed"), hint="pip install 'headcount[gpu]'")
-    from bench.gpu import plan, run
+    from bench.suites.gpu import plan, run
 
     dtype = "float16" if interpret else dtype  # what Triton's interpreter and the CUDA kernels both compute
     asked = plan.Asked(str(out.resolve()), dtype, interpret, tiny, tuple(batch or ()), tuple(rows or ()))
@@ -290,7 +290,7 @@ def sanitize(
     minutes: Annotated[float | None, typer.Option("--minutes", min=0.1, help="The most each tool may take.")] = None,
 ) -> None:
     """Eight tests of the GPU kernels on a GPU under compute-sanitizer: memory out of bounds, barriers, races in shared memory."""
-    from bench.gpu import sanitize as tools
+    from bench.suites.gpu import sanitize as tools
 
     found = tools.sanitize(out, tool or list(tools.TOOLS), None if minutes is None else 60 * minutes)
     for lead in found.leads:
@@ -315,9 +315,10 @@ def _compare(
     quiet: bool,
 ) -> None:
     """Measure the parts in turn; rows to out/NAME.jsonl, a picture of each part beside them, the tables to the screen."""
-    from bench import cases, compare, picture, report, rows
-    from bench.engines import Settings
-    from bench.timing import bar
+    from bench.core import cases, picture, report, rows
+    from bench.core.engines import Settings
+    from bench.core.timing import bar
+    from bench.suites import compare
 
     parts = part or ["layers"]
     if unknown := [p for p in parts if p not in ("layers", "model")]:
@@ -341,14 +342,14 @@ def _compare(
 
 
 def _plan(rounds: int | None, quick: bool) -> Any:
-    from bench.compare import Plan
+    from bench.suites.compare import Plan
 
     plan = Plan(rounds=3, warmup=1, decoded=2) if quick else Plan()
     return plan if rounds is None else replace(plan, rounds=rounds)
 
 
 def _folder(out: Path | None, quick: bool) -> Path | None:
-    from bench.rows import RESULTS
+    from bench.core.rows import RESULTS
 
     return out or (None if quick else RESULTS)
 

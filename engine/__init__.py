@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine import errors as errors
-    from engine.api import Model as Model
-    from engine.api import convert as convert
-    from engine.api import load as load
+    from engine.loading import convert as convert
+    from engine.loading import load as load
+    from engine.model import Model as Model
     from engine.spec import ModelSpec as ModelSpec
 
     __version__: str
 
 __all__ = ["Model", "ModelSpec", "__version__", "convert", "errors", "load"]
 
-_HOMES = {"Model": "engine.api", "convert": "engine.api", "load": "engine.api", "ModelSpec": "engine.spec"}
+_HOMES = {"Model": "engine.model", "convert": "engine.loading", "load": "engine.loading", "ModelSpec": "engine.spec"}
 _UNINSTALLED = "0.1.0"  # the version when engine runs from a source tree that was never installed
-
-
-class _Package(ModuleType):
-    """engine.convert is the function: importing the subpackage of that name, which the interpreter would bind here, leaves it so."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name == "convert" and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

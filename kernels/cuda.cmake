@@ -1,7 +1,7 @@
 # The CUDA kernels twice: by nvcc as headcount_cuda, and by the host's compiler as headcount_cuda_emulated, for tests.
-set(CUDA_KERNELS attention_constants attention_ring attention_rows attention_whole decode hopper_attend projections
-  vocabulary)
-set(CUDA_HOST_SOURCES csrc/cuda/decode_pack.cc csrc/cuda/decode_schedule.cc csrc/cuda/decode_validate.cc)
+set(CUDA_KERNELS attention/constants attention/ring attention/rows attention/whole decode/decode hopper/attend linear/projections
+  linear/vocabulary)
+set(CUDA_HOST_SOURCES csrc/cuda/decode/pack.cc csrc/cuda/decode/schedule.cc csrc/cuda/decode/validate.cc)
 
 if(DEFINED CACHE{ENGINE_CUDA} OR NOT "$ENV{ENGINE_CUDA}" STREQUAL "")
   unset(ENGINE_CUDA CACHE)  # or an older build folder, which remembers it, would never configure again

@@ -20,7 +20,7 @@ def exact_by_default() -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What became of the damaged files of tests/engine/test_mutation.py."""
+    """What became of the damaged files of tests/checkpoint/test_mutation.py."""
     reports = [report for reports in terminalreporter.stats.values() for report in reports if hasattr(report, "when")]
     found = [value for report in reports if report.when == "call" for name, value in report.user_properties if name == "outcomes"]
     if not found:

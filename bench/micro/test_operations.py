@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench import cases
-from bench.cases import S1
-from bench.engines import Settings, Stream, build, random_ids
-from bench.gate import LOG_PROB_LIMIT
+from bench.core import cases
+from bench.core.cases import S1
+from bench.core.engines import Settings, Stream, build, random_ids
+from bench.core.gate import LOG_PROB_LIMIT
 from engine.checkpoint import Checkpoint
 from engine_kernels import reference
 from engine_kernels.ops import AttentionTables, Visibility

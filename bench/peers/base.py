@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.backends.fold import fold
+from engine.backends.plan import compile_stack
+from engine.backends.runner import Batch, Limits, StepResult
+from engine.backends.slots import Slots
+from engine.backends.torch.cache import Groups
+from engine.backends.torch.runner import TorchRunner, build
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError, Problem
-from engine.model.fold import fold
-from engine.model.plan import compile_stack
-from engine.model.runner import Batch, Limits, StepResult
-from engine.model.slots import Slots
-from engine.model.torch_cache import Groups
-from engine.model.torch_runner import TorchRunner, build
 
 
 class Skipped(Exception):

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from bench.encoder_cases import Texts
-from bench.encoder_files import EncoderFiles
+from bench.suites.encoder.cases import Texts
+from bench.suites.encoder.files import EncoderFiles
 
 Call = Callable[[], object]
 

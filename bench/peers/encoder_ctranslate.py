@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.encoder_cases import Texts
-from bench.encoder_files import EncoderFiles
 from bench.peers.base import Skipped
+from bench.suites.encoder.cases import Texts
+from bench.suites.encoder.files import EncoderFiles
 from engine.checkpoint import Checkpoint, Weights
 
 TYPES = {"float32": "float32", "int8": "int8_float32"}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.encoder_files import EncoderFiles
 from bench.peers.encoder_base import PaddedEncoder
 from bench.peers.onnx_runtime import quantized, session
 from bench.peers.open_vino import compiled
+from bench.suites.encoder.files import EncoderFiles
 
 Inputs = dict[str, np.ndarray]
 

@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 
 import engine
-from bench.encoder_cases import Texts
-from bench.encoder_files import EncoderFiles
 from bench.peers.encoder_base import Call
+from bench.suites.encoder.cases import Texts
+from bench.suites.encoder.files import EncoderFiles
 
 
 class OurEncoder:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from bench.encoder_files import EncoderFiles
 from bench.peers.table import OPENVINO_NEEDS, ORT_NEEDS, Build, Peer
+from bench.suites.encoder.files import EncoderFiles
 
 
 def _encoder(module: str, name: str) -> Build:

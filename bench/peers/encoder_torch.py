@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.encoder_files import EncoderFiles
 from bench.peers.base import Skipped
 from bench.peers.encoder_base import PaddedEncoder
 from bench.peers.plain import DTYPES
+from bench.suites.encoder.files import EncoderFiles
 from engine.checkpoint import Checkpoint
 from engine.spec import LayerSpec
 

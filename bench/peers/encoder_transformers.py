@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.encoder_cases import Texts
-from bench.encoder_files import EncoderFiles
+from bench.core.rows import ROOT
+from bench.core.timing import Reported
 from bench.peers.base import Skipped
-from bench.rows import ROOT
-from bench.timing import Reported
+from bench.suites.encoder.cases import Texts
+from bench.suites.encoder.files import EncoderFiles
 
 PYTHON = ROOT / "build" / "peers-venv" / "bin" / "python"
 WORKER = Path(__file__).with_name("transformers_worker.py")

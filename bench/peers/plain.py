@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from engine.backends.fold import fold
+from engine.backends.plan import LayerPlan, compile_stack
 from engine.checkpoint import Checkpoint
-from engine.model.fold import fold
-from engine.model.plan import LayerPlan, compile_stack
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Cache = tuple[torch.Tensor, torch.Tensor]  # keys and values [batch, heads, memory, D], oldest first

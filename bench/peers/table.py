@@ -8,11 +8,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from engine.api import RUNNERS
+from engine.backends.fold import fold
+from engine.backends.plan import compile_stack
+from engine.backends.runner import Limits, Runner
 from engine.checkpoint import Checkpoint
-from engine.model.fold import fold
-from engine.model.plan import compile_stack
-from engine.model.runner import Limits, Runner
+from engine.loading import RUNNERS
 from engine_kernels.backends import Wanted, resolve
 from engine_kernels.errors import KernelError
 

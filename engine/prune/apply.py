@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from engine.checkpoint import Checkpoint
-from engine.convert.heads import HeadChoice
+from engine.checkpoint.surgery import prune
+from engine.formats.heads import HeadChoice
 from engine.prune.select import Budget, Head, order_of, without
-from engine.surgery import prune
 
 
 def apply_ranking(checkpoint: Checkpoint, scores: np.ndarray, budget: Budget, about: Mapping[str, Any]) -> Checkpoint:

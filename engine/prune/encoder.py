@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from engine.backends.plan import compile_stack
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError, Problem, Unsupported
-from engine.model.plan import compile_stack
 from engine.prune.batches import Batch
 from engine.spec import Absolute, Labels, LayerSpec, ModelSpec
 from engine_kernels import reference

@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.checkpoint import Checkpoint, digest
 from engine.errors import CheckpointError, InputError, Problem
-from engine.strict_json import parse_json, read_bytes
+from engine.spec.strict_json import parse_json, read_bytes
 
 
 def output_folder(path: Path) -> Path:

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from engine.convert.heads import HeadChoice, read_heads
 from engine.errors import InputError, Problem
+from engine.formats.heads import HeadChoice, read_heads
 from engine.prune.files import read_object
 from engine.spec import ModelSpec
-from engine.strict_json import parse_json, read_bytes
+from engine.spec.strict_json import parse_json, read_bytes
 
 Counts = tuple[int, ...]  # heads of each layer of the source
 DESCRIPTOR = re.compile(r"(?:([EAD]):)?([1-9][0-9]{0,5}):([1-9][0-9]{0,5}(?:,[1-9][0-9]{0,5})*)")
@@ -143,7 +143,7 @@ def _format_of(path: Path) -> str:
 def _array(path: Path) -> np.ndarray:
     """The numbers of a .npy or .pt file, as they are."""
     if path.suffix in (".pt", ".pth"):
-        from engine.convert.pickles import load_array  # needs torch
+        from engine.formats.pickles import load_array  # needs torch
 
         array = load_array(path)
     else:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.cost import model_cost
 from engine.errors import InputError, Problem
 from engine.spec import ModelSpec
+from engine.spec.cost import model_cost
 
 Head = tuple[int, int]  # layer, head number in the source model
 Kept = tuple[tuple[int, ...], ...]
@@ -60,7 +60,7 @@ def without(spec: ModelSpec, heads: Sequence[Head]) -> Kept:
 class Budget:
     """What a model may have: exactly one of heads, fraction of the heads that goes, FLOPs, parameters.
 
-    flops: of a prefill of `rows` tokens, needed ones as engine.cost counts them. flops and parameters of at most 1 are shares of the
+    flops: of a prefill of `rows` tokens, needed ones as engine.spec.cost counts them. flops and parameters of at most 1 are shares of the
     model's own.
     """
 

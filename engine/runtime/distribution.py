@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from engine.model.plan import ClusterPlan
+from engine.backends.plan import ClusterPlan
 
 Answer = TypeVar("Answer")
 Question = Generator[int, np.ndarray, Answer]

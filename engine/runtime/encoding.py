@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from engine.backends.plan import EmbeddingPlan, Stack
+from engine.backends.runner import Batch, Want
 from engine.errors import InputError, Problem
-from engine.model.plan import EmbeddingPlan, Stack
-from engine.model.runner import Batch, Want
 from engine.runtime.inputs import SHOWN, matching_rows, token_rows
 from engine.runtime.scoring import MOST_RESULT_BYTES, Progress
 from engine.runtime.steps import RESULT_FLOATS, STEP_ROWS, Steps, Tap, whole_batch

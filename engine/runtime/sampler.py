@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.backends.plan import ClusterPlan
+from engine.backends.runner import NextToken
 from engine.errors import EngineError, Problem
-from engine.model.plan import ClusterPlan
-from engine.model.runner import NextToken
 from engine.runtime.distribution import Distribution, Question, draw_from, nucleus_of
 from engine.runtime.options import GenerationOptions
 

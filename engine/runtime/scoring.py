@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.backends.runner import Want
 from engine.errors import InputError, Problem
-from engine.model.runner import Want
 from engine.runtime.steps import CHUNK, RESULT_FLOATS, STEP_ROWS, Steps, Tap, groups
 
 MOST_RESULT_BYTES = 2 << 30

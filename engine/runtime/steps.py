@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from engine.backends.runner import Batch, Runner, StepResult, Want
 from engine.errors import InputError, Problem
-from engine.model.runner import Batch, Runner, StepResult, Want
 from engine.runtime.sampler import Draw, Request, sample
 
 CHUNK = 256  # rows of one sequence in a step

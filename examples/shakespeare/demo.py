@@ -19,7 +19,7 @@ ROOT = HERE.parents[1]
 OUT = ROOT / "build" / "demo"
 sys.path.insert(0, str(ROOT))  # bench is part of the source tree, not of the package
 
-from bench.timing import bar, interleaved, paired_ratio  # noqa: E402
+from bench.core.timing import bar, interleaved, paired_ratio  # noqa: E402
 
 
 def main() -> int:

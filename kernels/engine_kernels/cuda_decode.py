@@ -162,7 +162,7 @@ def _numbers(layer: DecodeLayer) -> tuple[int, int, int, int, int, int, int, boo
 
 
 def _weights(layer: DecodeLayer) -> dict[str, np.ndarray]:
-    """By the names of csrc/cuda/decode.h; 16-bit numbers as uint16, vectors as float32."""
+    """By the names of csrc/cuda/decode/decode.h; 16-bit numbers as uint16, vectors as float32."""
     vectors: dict[str, torch.Tensor | None] = {"gain": layer.norm.gain, "shift": layer.norm.shift, "output_bias": layer.output_bias}
     matrices: dict[str, torch.Tensor | None] = {}
     if layer.qkv is not None and layer.tables is not None:

@@ -1,6 +1,6 @@
 """What the GPU backends share: the operations of a layer over packed rows, and what passes between them.
 
-The `triton` and `cuda` backends implement GpuKernels; engine/model/gpu_runner.py composes layers from it. Equations: ops.py.
+The `triton` and `cuda` backends implement GpuKernels; engine/backends/gpu/runner.py composes layers from it. Equations: ops.py.
 """
 
 from __future__ import annotations

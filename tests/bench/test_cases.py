@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench import cases, nominal
-from bench.cases import S1, TINY
-from bench.engines import Digests, Settings, Stream, build, random_ids
-from bench.gate import gate
+from bench.core import cases, nominal
+from bench.core.cases import S1, TINY
+from bench.core.engines import Digests, Settings, Stream, build, random_ids
+from bench.core.gate import gate
 from engine.checkpoint import validate
-from engine.cost import model_cost
 from engine.errors import InputError
+from engine.spec.cost import model_cost
 
 TORCH = Settings("torch", "float32")
 

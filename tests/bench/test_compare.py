@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from bench import cases, cli, report
-from bench.cases import Geometry
-from bench.rows import read_rows
+from bench import cli
+from bench.core import cases, report
+from bench.core.cases import Geometry
+from bench.core.rows import read_rows
 from engine.checkpoint import Checkpoint
 from engine.errors import CheckpointError, EngineError
 
@@ -108,7 +109,7 @@ def test_sparsity_takes_levels(tmp_path: Path) -> None:
 
 
 def test_a_quick_run_writes_nothing_unasked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("bench.rows.RESULTS", tmp_path)
+    monkeypatch.setattr("bench.core.rows.RESULTS", tmp_path)
     assert run("s1", "--geometry", "tiny", "--quick", "--quiet", "--backend", "torch", "--batch", 1).exit_code == 0
     assert list(tmp_path.iterdir()) == []
 

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from bench import cases, cli, cpu_growth, cpu_report
-from bench.cpu_limits import touched_bytes
-from bench.cpu_rows import CpuRow
-from bench.machine import STEP, Machine, buffer_of
-from bench.rows import read_kind
+from bench import cli
+from bench.core import cases
+from bench.core.machine import STEP, Machine, buffer_of
+from bench.core.rows import read_kind
+from bench.suites.cpu import growth as cpu_growth
+from bench.suites.cpu import report as cpu_report
+from bench.suites.cpu.limits import touched_bytes
+from bench.suites.cpu.rows import CpuRow
 from engine.errors import EngineError, InputError
 
 PEERS = ("--peer", "cpu:float32", "--peer", "cpu:bfloat16", "--peer", "published", "--peer", "openvino:int8")
@@ -114,19 +117,19 @@ def test_a_peer_that_breaks_is_skipped_and_ours_is_not(monkeypatch: pytest.Monke
     assert cpu(tmp_path, "--work", "score", "--kept", 4).exit_code == 0
     skipped = of(read_kind(tmp_path / "cpu.jsonl", CpuRow), engine="published")
     assert [row.skipped for row in skipped] == ["RuntimeError: first line"]
-    monkeypatch.setattr("engine.model.cpu_runner.CpuRunner.step", broken)
+    monkeypatch.setattr("engine.backends.cpu.CpuRunner.step", broken)
     assert isinstance(cpu(tmp_path, "--work", "score", "--kept", 4).exception, RuntimeError)
 
 
 def test_an_engine_too_slow_for_rounds_has_one_sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("bench.cpu_run.Plan", lambda **options: replace(cpu_plan(), patience=0.0))
+    monkeypatch.setattr("bench.suites.cpu.run.Plan", lambda **options: replace(cpu_plan(), patience=0.0))
     assert cpu(tmp_path, "--work", "score", "--kept", 4).exit_code == 0
     measured = [row for row in read_kind(tmp_path / "cpu.jsonl", CpuRow) if not row.skipped]
     assert measured and all(len(row.samples) == 1 for row in measured)
 
 
 def cpu_plan() -> Any:
-    from bench.cpu import Plan
+    from bench.suites.cpu.bench import Plan
 
     return Plan(rounds=2)
 

@@ -13,19 +13,22 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from bench import cli, encoder, encoder_cases, encoder_report
-from bench.cpu_rows import CpuRow
-from bench.encoder_cases import BERT, TINY, Texts
-from bench.encoder_files import EncoderFiles
+from bench import cli
+from bench.core.rows import read_kind
+from bench.core.timing import Reported, interleaved
 from bench.peers import encoder_transformers
 from bench.peers.base import Skipped
 from bench.peers.encoder_table import PEERS
 from bench.peers.encoder_transformers import TransformersEncoder
-from bench.rows import read_kind
-from bench.timing import Reported, interleaved
-from engine.cost import model_cost
+from bench.suites.cpu.rows import CpuRow
+from bench.suites.encoder import bench as encoder
+from bench.suites.encoder import cases as encoder_cases
+from bench.suites.encoder import report as encoder_report
+from bench.suites.encoder.cases import BERT, TINY, Texts
+from bench.suites.encoder.files import EncoderFiles
+from engine.checkpoint.surgery import prune
 from engine.errors import InputError
-from engine.surgery import prune
+from engine.spec.cost import model_cost
 
 OTHERS = {"torch float32": (), "onnxruntime float32": ("onnx", "onnxruntime"), "openvino float32": ("onnx", "openvino")}
 OTHERS |= {"ctranslate2 float32": ("ctranslate2",)}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu.plan import Asked, Part, parts_of
+from bench.suites.gpu.plan import Asked, Part, parts_of
 from engine.errors import InputError
 from engine_kernels.backends import no_gpu
 

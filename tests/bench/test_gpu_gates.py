@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.gpu.plan import SECTIONS, Asked, Part
+from bench.suites.gpu.plan import SECTIONS, Asked, Part
 from engine_kernels.backends import no_gpu
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'headcount[gpu]'", exc_type=ImportError)
@@ -24,12 +24,12 @@ if no_gpu() is not None:
 
 import torch
 
-from bench.gpu import attention, card, counters, decode, next_token, score
-from bench.gpu.clock import SPINS, Clock
-from bench.gpu.figures import Run, begin
-from bench.gpu.models import models
-from engine.model.gpu_runner import GpuRunner
-from engine.model.runner import Batch, StepResult
+from bench.suites.gpu import attention, card, counters, decode, next_token, score
+from bench.suites.gpu.clock import SPINS, Clock
+from bench.suites.gpu.figures import Run, begin
+from bench.suites.gpu.models import models
+from engine.backends.gpu.runner import GpuRunner
+from engine.backends.runner import Batch, StepResult
 from engine_kernels.cuda_ops import CudaKernels
 
 CPU, ROOT = torch.device("cpu"), Path(__file__).parents[2]
@@ -198,7 +198,7 @@ def test_counters_are_of_kernels_there_are_and_leave_the_clocks_alone() -> None:
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "kernels" / "csrc" / "cuda").glob("*.cu"))
     for kernel, function in counters.FUNCTIONS.items():
         command = counters.command("/bin/ncu", kernel, "bfloat16", Path("/out/file"))
-        assert command[:3] == ["/bin/ncu", "--clock-control", "none"] and command[-3:] == ["bench.gpu.counters", kernel, "bfloat16"]
+        assert command[:3] == ["/bin/ncu", "--clock-control", "none"] and command[-3:] == ["bench.suites.gpu.counters", kernel, "bfloat16"]
         pattern = command[command.index("--kernel-name") + 1].removeprefix("regex:")
         assert re.search(pattern, function) and re.search(rf"__global__[^;{{]*\b{function}\(", sources)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu import plan, run, supervise
-from bench.gpu.plan import Asked, Section
-from bench.gpu.report import Report
+from bench.suites.gpu import plan, run, supervise
+from bench.suites.gpu.plan import Asked, Section
+from bench.suites.gpu.report import Report
 from engine_kernels.backends import no_gpu
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +103,7 @@ def test_a_run_that_is_killed_leaves_its_figures_and_no_process(tmp_path: Path) 
     command = f"""
 import sys
 sys.path.insert(0, {str(write_planted(tmp_path / "planted"))!r})
-from bench.gpu import plan
+from bench.suites.gpu import plan
 plan.SECTIONS = {{"card": plan.SECTIONS["card"], "waiting": plan.Section("planted_waiting", (None,), 600)}}
 sys.argv = ["bench", "gpu", "--interpret", "--tiny", "--minutes", "60", "--out", {str(out)!r}]
 from bench.cli import main

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu.sanitize import ROOT, SETTINGS, TESTS, TOOLS, Found, findings_of, judge, passed, sanitize
+from bench.suites.gpu.sanitize import ROOT, SETTINGS, TESTS, TOOLS, Found, findings_of, judge, passed, sanitize
 from engine.errors import EngineError, InputError
 from engine_kernels.backends import no_gpu
 
@@ -24,11 +24,11 @@ RACE_IN_DECODE = """\
 """
 RACE_IN_HOPPER_ATTEND = """\
 ========= Warning: Race reported between Read access at headcount::device::swizzled(int)+0x90 in device.h:12
-=========     and Write access at fill_vectors(Tile const &)+0x1f0 in hopper_fill.h:31 [4 hazards]
+=========     and Write access at fill_vectors(Tile const &)+0x1f0 in fill.h:31 [4 hazards]
 """
 RACE_ELSEWHERE = """\
-========= Error: Race reported between Write access at void rows_kernel<Config>(Attention, Sequences, NewRows)+0x70 in attention_rows.cu:61
-=========     and Read access at void rows_kernel<Config>(Attention, Sequences, NewRows)+0xb0 in attention_rows.cu:77 [8 hazards]
+========= Error: Race reported between Write access at void rows_kernel<Config>(Attention, Sequences, NewRows)+0x70 in rows.cu:61
+=========     and Read access at void rows_kernel<Config>(Attention, Sequences, NewRows)+0xb0 in rows.cu:77 [8 hazards]
 =========
 """
 OUT_OF_BOUNDS = """\
@@ -57,7 +57,7 @@ def test_every_test_it_names_is_there() -> None:
 def test_races_in_kernels_ordered_by_barriers_in_memory_are_leads() -> None:
     found = judged("racecheck", RACE_IN_DECODE + RACE_IN_HOPPER_ATTEND)
     assert found.failures == [] and [lead.split(":")[0] for lead in found.leads] == ["racecheck, decode_step", "racecheck, hopper_attend"]
-    assert "Write access at void headcount::cuda::decode_step" in found.leads[0] and "hopper_fill.h:31" in found.leads[1]
+    assert "Write access at void headcount::cuda::decode_step" in found.leads[0] and "fill.h:31" in found.leads[1]
 
 
 def test_other_races_and_whatever_another_tool_finds_are_failures() -> None:
@@ -95,7 +95,7 @@ def test_its_program_is_run_with_its_settings_and_its_limit(tmp_path: Path, monk
     program.write_text('#!/bin/sh\nenv\n[ "$2" = memcheck ] || exec sleep 3600\nexit 7\n', encoding="utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr("bench.gpu.sanitize.no_gpu", lambda: None)
+    monkeypatch.setattr("bench.suites.gpu.sanitize.no_gpu", lambda: None)
     found = sanitize(tmp_path / "out", ["memcheck", "racecheck"], 3.0)
     assert [failure.split(":")[0] for failure in found.failures] == ["memcheck", "racecheck"]
     said = (tmp_path / "out" / "memcheck.txt").read_text(encoding="utf-8").splitlines()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from bench import cases
-from bench.engines import Settings, build
-from bench.gate import Probe
+from bench.core import cases
+from bench.core.engines import Settings, build
+from bench.core.gate import Probe
 from bench.peers import table
 from bench.peers.base import PeerRunner, Skipped
 from bench.peers.compiled import CompiledRunner
@@ -84,7 +84,7 @@ def test_scores_by_distance_move_under_their_keys() -> None:
 
 
 def test_sequences_of_a_peer_have_one_length(model: Checkpoint) -> None:
-    from engine.model.runner import Batch
+    from engine.backends.runner import Batch
 
     runner = PublishedRunner(model, "float32", 1)
     slots = np.array([runner.open(), runner.open()])

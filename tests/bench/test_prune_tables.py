@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import prune_tables
-from bench.prune_data import main as data_table
-from bench.rows import RESULTS, ROOT
+from bench.core.rows import RESULTS, ROOT
+from bench.suites.prune import tables as prune_tables
+from bench.suites.prune.data import main as data_table
 
 KEPT = sorted(RESULTS.glob("prune-*.json"))
 

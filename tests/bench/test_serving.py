@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from bench import cases, cli, serving
-from bench.cases import TINY
+from bench import cli
+from bench.core import cases
+from bench.core.cases import TINY
+from bench.suites import serving
+from engine.backends.torch.runner import TorchRunner
 from engine.checkpoint import save
 from engine.errors import EngineError
-from engine.model.torch_runner import TorchRunner
 
 SHORT = ("--input-len", 5, "--output-len", 7, "--quiet", "--threads", 1)
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bench import cases, cli, startup
-from bench.cases import TINY
+from bench import cli
+from bench.core import cases
+from bench.core.cases import TINY
+from bench.suites import startup
 from engine.checkpoint import save
 from engine.errors import EngineError
 

@@ -24,7 +24,7 @@ Found = tuple[str, str, dict[str, float]]  # the case, its dtype, instruction se
 
 def cases() -> list[tuple[str, int]]:
     """("layer" or "vocabulary", number) in the order of running."""
-    from tests.kernels import layer_cases, vocabulary_cases
+    from tests.support import layer_cases, vocabulary_cases
 
     numbered = [("layer", i) for i, _ in enumerate(layer_cases.full())] + [("vocabulary", i) for i, _ in enumerate(vocabulary_cases.full())]
     random.Random(0).shuffle(numbered)
@@ -33,7 +33,7 @@ def cases() -> list[tuple[str, int]]:
 
 def run(which: tuple[str, int]) -> Found:
     from engine_kernels import native
-    from tests.kernels import layer_cases, vocabulary_cases
+    from tests.support import layer_cases, vocabulary_cases
 
     kind, number = which
     names, rows = native.instruction_sets(), layer_cases.SIZES["rows"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from engine.model.gpu_runner import GpuRunner
-from tests.engine.engine_side import step
-from tests.kernels.triton.attention_cases import DEVICE
+from engine.backends.gpu.runner import GpuRunner
+from tests.support.attention_cases import DEVICE
+from tests.support.engine_side import step
 
 REPLAYS = 200 if DEVICE == "cuda" else 3
 

@@ -15,7 +15,7 @@ from engine_kernels import reference
 from engine_kernels.gpu_ops import GpuKernels, Pair, Sequences
 from engine_kernels.testing import assert_close
 from tests.kernels.cuda.test_projections import log_sum, norm_of, normal, normalised, picked, rounded, whole
-from tests.kernels.triton.attention_cases import DEVICE, DTYPES, Case, Inputs, check, double, draw, ring
+from tests.support.attention_cases import DEVICE, DTYPES, Case, Inputs, check, double, draw, ring
 
 GPU = DEVICE == "cuda"
 HIDDEN, HEADS, HEAD_DIM, PERSISTENT, WINDOW, WORDS = (512, 8, 64, 2048, 193, 5003) if GPU else (72, 3, 24, 33, 17, 131)

@@ -7,18 +7,19 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from engine.model.cpu_runner import _named, _shape
-from engine.model.fold import fold
-from engine.model.plan import compile_stack
+from engine.backends.cpu import _named, _shape
+from engine.backends.fold import fold
+from engine.backends.plan import compile_stack
 from engine_kernels import native
 from engine_kernels.testing import difference
-from tests.engine.int8_weights import rounded
-from tests.engine.random_specs import random_checkpoint, random_length
-from tests.kernels import check_full, layer_cases, vocabulary_cases
-from tests.kernels.layer_cases import SIZES, VARIANTS, Case, covering, drawn, run_case
+from tests.kernels import check_full
 from tests.oracle import layer as oracle
 from tests.oracle.layer import layer
 from tests.oracle.model import run
+from tests.support import layer_cases, vocabulary_cases
+from tests.support.int8_weights import rounded
+from tests.support.layer_cases import SIZES, VARIANTS, Case, covering, drawn, run_case
+from tests.support.random_specs import random_checkpoint, random_length
 
 NAMES = native.instruction_sets()
 DRAWS, GROUP = 200, 50

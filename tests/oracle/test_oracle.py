@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.engine.random_specs import random_checkpoint, random_length
 from tests.oracle.model import run
+from tests.support.random_specs import random_checkpoint, random_length
 
 ROUNDING = 1e-9  # of float64 over sums in another order; a wrong answer is off by 1e-3 and more
 

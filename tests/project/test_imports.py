@@ -16,25 +16,21 @@ ROOT = Path(__file__).parents[2]
 # group: its files, and the groups it may import; a group may also import whatever those may.
 GROUPS: dict[str, tuple[list[str], list[str]]] = {
     "errors": (["engine/errors.py"], []),
-    "spec": (["engine/spec.py", "engine/spec_check.py", "engine/fields.py", "engine/strict_json.py"], ["errors"]),
-    "cost": (["engine/cost*.py"], ["spec"]),
-    "tokenizer": (["engine/tokenizer*.py"], ["errors"]),
-    "checkpoint": (["engine/checkpoint*.py", "engine/tensor_file.py", "engine/new_directory.py"], ["spec"]),
-    "surgery": (["engine/surgery.py"], ["checkpoint"]),
-    "convert": (["engine/convert/*.py"], ["surgery", "tokenizer"]),
-    "model": (["engine/model/*.py"], ["checkpoint", "kernels"]),
-    "runtime": (["engine/runtime/*.py"], ["model"]),
-    "prune": (["engine/prune/*.py"], ["surgery", "model", "cost", "convert"]),
-    "api": (["engine/api*.py", "engine/__init__.py"], ["convert", "checkpoint", "tokenizer", "model", "runtime", "cost"]),
-    "cli": (
-        ["engine/cli*.py", "engine/__main__.py", "engine/inspect_*.py", "engine/verify.py", "engine/precision.py", "engine/environment.py"],
-        ["api", "runtime", "prune"],
-    ),
-    "serve": (["engine/serve/*.py"], ["api", "runtime"]),
+    "spec": (["engine/spec/*.py"], ["errors"]),
+    "checkpoint": (["engine/checkpoint/*.py"], ["spec"]),
     "kernels": (["kernels/engine_kernels/*.py"], []),
+    "backends": (["engine/backends/*.py"], ["checkpoint", "kernels"]),
+    "formats": (["engine/formats/*.py"], ["checkpoint"]),
+    "export": (["engine/export/*.py"], ["checkpoint", "formats", "backends"]),
+    "runtime": (["engine/runtime/*.py"], ["backends"]),
+    "prune": (["engine/prune/*.py"], ["backends", "formats"]),
+    "model": (["engine/loading.py", "engine/model.py", "engine/__init__.py"], ["formats", "export", "runtime"]),
+    "measure": (["engine/measure/*.py"], ["model"]),
+    "serve": (["engine/serve/*.py"], ["model"]),
+    "cli": (["engine/cli/*.py", "engine/__main__.py"], ["measure", "prune"]),
     "bench": (["bench/*.py"], ["cli"]),
 }
-STDLIB_ONLY = ["errors", "spec", "cost"]
+STDLIB_ONLY = ["errors", "spec"]
 TORCH = ("torch", "einops", "triton")
 OTHER_ENVIRONMENT = "bench/peers/transformers_worker.py"  # a script of the environment of `make bench-peers`, never imported
 TORCH_FILES = [
@@ -43,12 +39,10 @@ TORCH_FILES = [
     "kernels/engine_kernels/cuda_decode.py",
     "kernels/engine_kernels/cuda_ops.py",
     "kernels/engine_kernels/triton_ops/*.py",
-    "engine/convert/pickles.py",
+    "engine/formats/pickles.py",
     "engine/prune/*.py",
-    "engine/model/torch_*.py",
-    "engine/model/gpu_*.py",
-    "engine/model/triton_*.py",
-    "engine/model/cuda_*.py",
+    "engine/backends/torch/*.py",
+    "engine/backends/gpu/*.py",
     "bench/*.py",
 ]
 FILES = sorted(path.relative_to(ROOT).as_posix() for top in ("engine", "kernels", "bench") for path in (ROOT / top).rglob("*.py"))
@@ -118,15 +112,23 @@ def test_a_file_imports_only_what_its_group_may(file: str) -> None:
 
 def test_the_rule_sees_what_it_forbids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    (tmp_path / "engine").mkdir()
-    for line in ("import torch", "from engine import api", "import numpy", "def f():\n    import engine.checkpoint", "import tests.oracle"):
-        (tmp_path / "engine" / "api.py").touch()
-        (tmp_path / "engine" / "spec.py").write_text(line)
-        with pytest.raises(AssertionError, match=r"engine/spec\.py \(spec\) imports"):
-            test_a_file_imports_only_what_its_group_may("engine/spec.py")
+    (tmp_path / "engine" / "spec").mkdir(parents=True)
+    (tmp_path / "engine" / "loading.py").touch()
+    for line in (
+        "import torch",
+        "from engine import loading",
+        "import numpy",
+        "def f():\n    import engine.checkpoint",
+        "import tests.oracle",
+    ):
+        (tmp_path / "engine" / "spec" / "types.py").write_text(line)
+        with pytest.raises(AssertionError, match=r"engine/spec/types\.py \(spec\) imports"):
+            test_a_file_imports_only_what_its_group_may("engine/spec/types.py")
 
 
-@pytest.mark.parametrize("module", ["engine", "engine.spec", "engine.cost", "engine.checkpoint", "engine.runtime", "engine_kernels.native"])
+@pytest.mark.parametrize(
+    "module", ["engine", "engine.spec", "engine.spec.cost", "engine.checkpoint", "engine.runtime", "engine_kernels.native"]
+)
 def test_import_needs_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit(', '.join(sorted({{'torch', 'triton', 'transformers'}} & sys.modules.keys())) or 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

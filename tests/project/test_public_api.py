@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 import engine
-from engine.convert.base import ConversionReport
-from engine.cost import Cost
+from engine.formats.base import ConversionReport
 from engine.runtime.scoring import Score
 from engine.runtime.sequence import Completion, Token
+from engine.spec.cost import Cost
 
 ROOT = Path(__file__).parents[2]
 SAMPLING = "max_new_tokens=128, temperature=0, top_k=None, top_p=None, seed=None, stop=None, logprobs=0"
@@ -72,10 +72,10 @@ def test_the_package_offers_exactly_these_names() -> None:
         _ = engine.nothing
 
 
-@pytest.mark.parametrize("first", ["import engine.convert.base", "engine.load", "engine.convert", "from engine import convert"])
+@pytest.mark.parametrize("first", ["import engine.formats.base", "engine.load", "engine.formats.read", "from engine import convert"])
 def test_convert_is_the_function_whatever_was_imported_before(first: str) -> None:
     """The folder engine/convert has the function's name, and importing it would put the module in the function's place."""
-    code = f"import engine; {first}; engine.Model; assert engine.convert.__module__ == 'engine.api', engine.convert"
+    code = f"import engine; {first}; engine.Model; assert engine.formats.read.__module__ == 'engine.loading', engine.formats.read"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

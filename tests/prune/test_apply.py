@@ -12,16 +12,16 @@ import torch
 import engine
 from engine import checkpoint as checkpoints
 from engine.checkpoint import Checkpoint
-from engine.cost import model_cost
+from engine.checkpoint.surgery import mask, prune
 from engine.errors import EngineError, InputError
 from engine.prune.apply import apply_mask, apply_ranking
 from engine.prune.masks import read_mask, read_scores
 from engine.prune.select import Budget, combine, order_of, without
-from engine.surgery import mask, prune
-from tests.engine.command import headcount
-from tests.engine.hugging_face_sources import encoder
+from engine.spec.cost import model_cost
 from tests.oracle import hugging_face as oracle
-from tests.prune.models import CLASSES, PLANTED, WORDS, planted_model, random_model, tokenizer, write_text
+from tests.support.command import headcount
+from tests.support.hugging_face_sources import encoder
+from tests.support.prune_models import CLASSES, PLANTED, WORDS, planted_model, random_model, tokenizer, write_text
 
 SCORES = np.array([[0.5, 0.0, 0.3], [0.3, 1.0, 0.2]])
 ORDER = [(0, 1), (1, 2), (0, 2), (1, 0), (0, 0), (1, 1)]
@@ -142,8 +142,8 @@ def test_a_mask_keeps_its_scales_and_what_is_left() -> None:
     assert spec is checkpoint.spec
 
 
-def read_choice(rows: list[list[float]]) -> engine.convert.heads.HeadChoice:  # type: ignore[name-defined]
-    from engine.convert.heads import read_heads
+def read_choice(rows: list[list[float]]) -> engine.formats.heads.HeadChoice:  # type: ignore[name-defined]
+    from engine.formats.heads import read_heads
 
     return read_heads(np.array(rows), 2, 3)
 

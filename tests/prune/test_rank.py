@@ -13,8 +13,9 @@ import torch
 
 import engine
 from engine.checkpoint import Checkpoint
-from engine.convert import read_source
+from engine.checkpoint.surgery import prune
 from engine.errors import BackendUnavailable, EngineError, InputError, Unsupported
+from engine.formats.read import read_source
 from engine.prune import rank as ranking
 from engine.prune.batches import batches, by_length
 from engine.prune.data.pieces import Example
@@ -24,10 +25,9 @@ from engine.prune.importance import Sums, add_gradient, add_michel, finish, magn
 from engine.prune.rank import RankOptions, rank
 from engine.prune.select import order_of
 from engine.prune.task import DataOptions, model_labels, read_data
-from engine.surgery import prune
-from tests.engine.hugging_face_sources import Source, encoder, gpt2
 from tests.oracle import hugging_face as oracle
-from tests.prune.models import PLANTED, planted_model, random_model, write_text
+from tests.support.hugging_face_sources import Source, encoder, gpt2
+from tests.support.prune_models import PLANTED, planted_model, random_model, write_text
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,8 @@ import torch
 
 import engine
 from engine import checkpoint as checkpoints
-from engine.convert import read_source
 from engine.errors import EngineError, InputError, Unsupported
+from engine.formats.read import read_source
 from engine.prune import train as training
 from engine.prune.encoder import Encoder
 from engine.prune.evaluate import evaluate
@@ -22,9 +22,9 @@ from engine.prune.rank import RankOptions
 from engine.prune.task import DataOptions, model_labels, read_data
 from engine.prune.train import TrainOptions, fine_tune
 from engine.prune.trials import Files, TrialOptions, run_trials
-from tests.engine.command import headcount
-from tests.engine.hugging_face_sources import gpt2
-from tests.prune.models import random_model, write_text
+from tests.support.command import headcount
+from tests.support.hugging_face_sources import gpt2
+from tests.support.prune_models import random_model, write_text
 
 CPU = torch.device("cpu")
 FAST = TrainOptions(epochs=2, rate=0.02, batch=4, dropout=0.1)

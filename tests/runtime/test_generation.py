@@ -15,7 +15,7 @@ from engine.runtime.generation import generate
 from engine.runtime.options import GenerationOptions
 from engine.runtime.sequence import Completion, Generation
 from engine.runtime.steps import CHUNK, Steps, groups
-from tests.runtime.fake import FakeRunner
+from tests.support.fake_runner import FakeRunner
 
 
 def complete(steps: Steps, prompts: list[list[int]], **given: Any) -> list[Completion]:

@@ -11,7 +11,7 @@ import pytest
 from engine.errors import EngineError
 from engine.runtime.options import GenerationOptions
 from engine.runtime.sampler import Request, sample, uniform
-from tests.runtime.fake import FakeNext, plan_outputs
+from tests.support.fake_runner import FakeNext, plan_outputs
 
 SIZES = [(7,), (5, 3, 1), (20, 6, 9, 40), (1, 1), (3, 63, 65)]
 CASES = list(itertools.product(SIZES, ("ascending", "descending"), (0.3, 3.0)))

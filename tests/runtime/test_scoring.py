@@ -9,7 +9,7 @@ from engine.errors import InputError
 from engine.runtime import scoring
 from engine.runtime.scoring import log_probs, score, trace
 from engine.runtime.steps import CHUNK, STEP_ROWS, Steps
-from tests.runtime.fake import FakeRunner
+from tests.support.fake_runner import FakeRunner
 
 LENGTHS = (1, 2, 63, 65, CHUNK, CHUNK + 1, 2 * CHUNK + 3)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from engine.checkpoint.tokenizer import Tokenizer, words
 from engine.runtime.text import TextStream
-from engine.tokenizer import Tokenizer, words
 
 
 class Bytes:

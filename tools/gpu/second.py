@@ -10,7 +10,7 @@ from tools.gpu.steps import CUDA, LAYERS, PLAIN, PYTEST, TRITON, Step, checks, f
 
 TWENTY_TIMES = {"HEADCOUNT_REPEAT": "20"}
 NEVER = {"HEADCOUNT_HOPPER_ATTEND": "never"}
-WATCHED = {  # as bench/gpu/sanitize.py has them
+WATCHED = {  # as bench/suites/gpu/sanitize.py has them
     "HEADCOUNT_GPU_GRAPHS": "0",
     "HEADCOUNT_CUDA_PATIENCE": "120",
     "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",

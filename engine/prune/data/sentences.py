@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import InputError, Problem
-from engine.strict_json import read_bytes
+from engine.spec.strict_json import read_bytes
 
 SHOWN = 20  # problems of one file that are listed
 

@@ -7,8 +7,8 @@
 #include <optional>
 
 #include "bindings/device_call.h"
-#include "cuda/attention.h"
-#include "cuda/hopper_attend.h"
+#include "cuda/attention/attention.h"
+#include "cuda/hopper/attend.h"
 
 namespace headcount {
 

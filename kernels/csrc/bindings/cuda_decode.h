@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "bindings/device_call.h"
-#include "cuda/decode.h"
+#include "cuda/decode/decode.h"
 
 namespace headcount {
 

@@ -9,8 +9,8 @@
 #include "bindings/cuda_decode.h"
 #include "bindings/device_call.h"
 #include "bindings/kernel_error.h"
-#include "cuda/projections.h"
-#include "cuda/vocabulary.h"
+#include "cuda/linear/projections.h"
+#include "cuda/linear/vocabulary.h"
 #ifdef HEADCOUNT_CUDA_EMULATED
 #include "cuda/launch.h"
 #endif

@@ -25,7 +25,7 @@ struct EndsShape {
 
 class Ends {
  public:
-  // Arrays by the names of engine/model/runner.py Folded. Nothing of them is kept.
+  // Arrays by the names of engine/backends/runner.py Folded. Nothing of them is kept.
   Ends(const EndsShape& shape, Kind kind, const Arrays& arrays, Compute& compute);
 
   // hidden [rows, hidden] += the rows of the two tables, then the norm; null where the model has no such table. Throws

@@ -10,7 +10,7 @@
 
 namespace headcount::cpu {
 
-// The integers of engine/model/plan.py LayerPlan; heads 0 = no attention, feed_forward 0 = none.
+// The integers of engine/backends/plan.py LayerPlan; heads 0 = no attention, feed_forward 0 = none.
 struct LayerShape {
   std::int64_t heads;
   std::int64_t head_dim;
@@ -27,7 +27,7 @@ struct Norm {
 };
 
 struct Layer {
-  // Arrays by the names of engine/model/runner.py Folded; `spans` [heads] where see.ramp > 0. Nothing of them is kept.
+  // Arrays by the names of engine/backends/runner.py Folded; `spans` [heads] where see.ramp > 0. Nothing of them is kept.
   Layer(const LayerShape& shape, std::int64_t hidden, Kind kind, const Arrays& arrays, Pool& pool);
 
   std::int64_t width() const { return shape.heads * shape.head_dim; }

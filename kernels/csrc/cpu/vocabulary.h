@@ -28,7 +28,7 @@ struct VocabularyShape {
 
 class Vocabulary {
  public:
-  // Arrays by the names of engine/model/runner.py Folded. Nothing of them is kept. kind: float32 or bfloat16, of the
+  // Arrays by the names of engine/backends/runner.py Folded. Nothing of them is kept. kind: float32 or bfloat16, of the
   // embedding and of the output rows tied to it; matrices: of all others.
   Vocabulary(const VocabularyShape& shape, Kind kind, Kind matrices, const Arrays& arrays, Compute& compute);
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "cuda/device.h"
-#include "cuda/projections.h"
+#include "cuda/linear/projections.h"
 
 namespace cuda {
 

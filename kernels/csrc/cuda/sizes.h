@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/attention.h"
+#include "cuda/attention/attention.h"
 #include "cuda/device.h"
 
 namespace cuda {

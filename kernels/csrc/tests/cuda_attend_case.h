@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/attention.h"
+#include "cuda/attention/attention.h"
 #include "cuda/device.h"
 #include "tests/expect.h"
 

@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "cuda/attention.h"
+#include "cuda/attention/attention.h"
 #include "cuda/fragments.h"
 #include "cuda/launch.h"
 #include "tests/cuda_attend_case.h"

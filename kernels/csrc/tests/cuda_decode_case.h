@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/decode.h"
+#include "cuda/decode/decode.h"
 #include "cuda/device.h"
 
 namespace headcount::test {

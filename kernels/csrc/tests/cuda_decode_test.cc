@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/decode.h"
+#include "cuda/decode/decode.h"
 #include "cuda/launch.h"
 #include "tests/cuda_decode_case.h"
 #include "tests/expect.h"

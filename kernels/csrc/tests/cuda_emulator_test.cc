@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/hopper.h"
+#include "cuda/hopper/hopper.h"
 #include "cuda/launch.h"
 #include "tests/expect.h"
 

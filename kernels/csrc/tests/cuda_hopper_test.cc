@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "cuda/hopper.h"
-#include "cuda/hopper_attend.h"
-#include "cuda/hopper_rows.h"
+#include "cuda/hopper/hopper.h"
+#include "cuda/hopper/attend.h"
+#include "cuda/hopper/rows.h"
 #include "tests/cuda_attend_case.h"
 #include "tests/expect.h"
 

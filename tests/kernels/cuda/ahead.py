@@ -20,7 +20,7 @@ from tests.kernels.cuda.machine_code import Code, disassemble, find_cuobjdump, p
 ROOT = Path(__file__).parents[3]
 SOURCES = ROOT / "kernels" / "csrc"
 TARGETS = ("sm_80", "sm_90a")
-HOPPER_ALONE = ("hopper_", "decode")  # files whose instructions sm_80 lacks
+HOPPER_ALONE = ("hopper", "decode")  # rooms whose instructions sm_80 lacks
 WITH_PTX = "vocabulary.cu"  # compiled for all that the module is compiled for; the others' PTX would take nvcc long and show nothing more
 LOG = ROOT / "docs" / "kernel-log.md"
 HEAD = "| CUDA kernel | sm_80 | sm_90a |"
@@ -37,7 +37,7 @@ def module_targets() -> list[str]:
 
 def compile_one(source: Path, cuobjdump: str | None, problems: list[str]) -> tuple[Registers, Kernels]:
     """What ptxas says of a file's kernels, and their machine code; what is wrong goes into problems."""
-    targets = module_targets() if source.name == WITH_PTX else list(TARGETS[1:] if source.name.startswith(HOPPER_ALONE) else TARGETS)
+    targets = module_targets() if source.name == WITH_PTX else list(TARGETS[1:] if source.parent.name in HOPPER_ALONE else TARGETS)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{source.stem}.o"
         code = [f"-gencode=arch={re.sub('sm', 'compute', target)},code={target}" for target in targets]
@@ -74,7 +74,7 @@ def registers_of(source: Path, report: str, problems: list[str]) -> Registers:
 
 
 def compile_all(cuobjdump: str | None, problems: list[str]) -> tuple[Registers, Kernels]:
-    files = sorted((SOURCES / "cuda").glob("*.cu"))
+    files = sorted((SOURCES / "cuda").rglob("*.cu"))
     with ThreadPoolExecutor(2) as pool:
         parts = list(pool.map(lambda file: compile_one(file, cuobjdump, problems), files))
     return {name: of for registers, _ in parts for name, of in registers.items()}, [kernel for _, kernels in parts for kernel in kernels]

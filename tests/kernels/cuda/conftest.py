@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from engine_kernels.backends import no_gpu
-from tests.kernels.poison import poisoned_memory  # noqa: F401 (a fixture of all tests here)
+from tests.support.poison import poisoned_memory  # noqa: F401 (a fixture of all tests here)
 
 EMULATED = no_gpu() is not None
 

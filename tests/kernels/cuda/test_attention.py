@@ -13,7 +13,7 @@ import torch
 
 from engine_kernels.cuda_ops import CudaKernels
 from engine_kernels.gpu_ops import Sequences
-from tests.kernels.triton.attention_cases import DEVICE, Case, Inputs, check, draw, one_row, ring
+from tests.support.attention_cases import DEVICE, Case, Inputs, check, draw, one_row, ring
 
 VARIANTS = {
     "relative": Case(),

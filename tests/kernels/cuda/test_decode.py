@@ -11,15 +11,15 @@ pytest.importorskip("torch")
 
 import torch
 
+from engine.backends.gpu.cuda import CudaRunner
 from engine.checkpoint import Checkpoint
-from engine.model.cuda_runner import CudaRunner
 from engine.spec import Cluster, Embedding, OutputCluster, Vocabulary
 from engine_kernels.cuda_decode import PATIENCE
 from engine_kernels.testing import difference
-from tests.engine import engine_side
-from tests.engine.random_specs import random_checkpoint, random_weights
-from tests.engine.test_oracle_properties import Case
+from tests.backends.test_oracle_properties import Case
 from tests.kernels.cuda.test_runner import KINDS, rounded, runner_of
+from tests.support import engine_side
+from tests.support.random_specs import random_checkpoint, random_weights
 
 HIDDEN, VOCAB = 64, 11
 # Every dialect, norm and start; spans, segments, layers without heads and up to 8 heads.

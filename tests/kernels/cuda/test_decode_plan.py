@@ -11,14 +11,14 @@ pytest.importorskip("torch")
 
 import torch
 
-from bench.cases import S1
+from bench.core.cases import S1
 from engine.errors import EngineError
 from engine_kernels import cuda_decode
 from engine_kernels.testing import difference
-from tests.engine import engine_side
-from tests.engine.test_oracle_properties import Case
+from tests.backends.test_oracle_properties import Case
 from tests.kernels.cuda.test_decode import cuda_runner, wide
 from tests.kernels.cuda.test_runner import rounded
+from tests.support import engine_side
 
 WIDTH = S1.window - 1  # keys of the context that a row sees: itself is among the window's
 HEADS = {

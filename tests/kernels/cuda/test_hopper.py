@@ -22,7 +22,7 @@ from engine_kernels.errors import KernelError
 from engine_kernels.gpu_ops import Sequences
 from tests.kernels.cuda.conftest import EMULATED
 from tests.kernels.cuda.test_attention import VARIANTS, attend, synchronise
-from tests.kernels.triton.attention_cases import DEVICE, Case, Inputs, check, draw, seen
+from tests.support.attention_cases import DEVICE, Case, Inputs, check, draw, seen
 
 PROCESSORS_OF_AN_H200 = 132
 

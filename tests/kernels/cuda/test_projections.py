@@ -13,7 +13,7 @@ from engine_kernels.cuda_ops import CudaKernels
 from engine_kernels.errors import KernelError
 from engine_kernels.gpu_ops import Norm
 from engine_kernels.testing import assert_close
-from tests.kernels.triton.attention_cases import DEVICE, DTYPES, double
+from tests.support.attention_cases import DEVICE, DTYPES, double
 
 HALVES = ["bfloat16", "float16"]
 by_dtype = pytest.mark.parametrize("dtype", HALVES)

@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-from engine.model.cuda_runner import CudaRunner
+from engine.backends.gpu.cuda import CudaRunner
 from engine_kernels.backends import no_gpu
-from tests.engine import engine_side
 from tests.kernels.cuda.test_decode import cuda_runner, wide
-from tests.kernels.recordings import in_place, once, record_by
+from tests.support import engine_side
+from tests.support.recordings import in_place, once, record_by
 
 emulated_only = pytest.mark.skipif(no_gpu() is None, reason="a GPU records in earnest")
 

@@ -6,12 +6,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-from engine.model.gpu_runner import GpuRunner
-from tests.engine.random_specs import random_checkpoint
+from engine.backends.gpu.runner import GpuRunner
 from tests.kernels.cuda.test_decode import wide
 from tests.kernels.cuda.test_runner import rounded, runner_of
 from tests.kernels.cuda.test_smoke import model_of
 from tests.kernels.replays import check_layers, check_next_token
+from tests.support.random_specs import random_checkpoint
 
 by_rows = pytest.mark.parametrize("rows", [1, 5])
 by_model = pytest.mark.parametrize("model", ["published", "random"])

@@ -14,20 +14,20 @@ import pytest
 pytest.importorskip("torch")
 
 import engine
-from engine.api import open_checkpoint
+from engine.backends.fold import fold
+from engine.backends.gpu.cuda import build
+from engine.backends.gpu.runner import GpuRunner
+from engine.backends.plan import compile_stack
+from engine.backends.runner import Limits
 from engine.checkpoint import Checkpoint
-from engine.model.cuda_runner import build
-from engine.model.fold import fold
-from engine.model.gpu_runner import GpuRunner
-from engine.model.plan import compile_stack
-from engine.model.runner import Limits
+from engine.loading import open_checkpoint
 from engine_kernels.backends import Wanted, no_gpu, resolve
 from engine_kernels.errors import KernelError
 from engine_kernels.testing import EPS, difference, tolerance
-from tests.engine import engine_side
-from tests.engine.random_specs import random_checkpoint
-from tests.engine.test_oracle_properties import Case, moved
+from tests.backends.test_oracle_properties import Case, moved
 from tests.oracle.model import run
+from tests.support import engine_side
+from tests.support.random_specs import random_checkpoint
 
 ROOT = Path(__file__).parents[3]
 FIXTURES = ROOT / "tests" / "fixtures"

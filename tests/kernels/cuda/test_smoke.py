@@ -11,19 +11,19 @@ pytest.importorskip("torch")
 
 import torch
 
-from bench.cases import S1, TINY, compact, dense_model
+from bench.core.cases import S1, TINY, compact, dense_model
+from engine.backends.gpu.cuda import CudaRunner
 from engine.checkpoint import Checkpoint
-from engine.model.cuda_runner import CudaRunner
 from engine_kernels import cuda_decode
 from engine_kernels.cuda_ops import CudaKernels
 from engine_kernels.testing import EPS, difference, tolerance
-from tests.engine import engine_side
-from tests.engine.test_oracle_properties import moved
+from tests.backends.test_oracle_properties import moved
 from tests.kernels import smoke_cases
 from tests.kernels.cuda.test_projections import by_dtype
 from tests.kernels.cuda.test_runner import rounded, runner_of
-from tests.kernels.triton.attention_cases import DEVICE
 from tests.oracle.model import run
+from tests.support import engine_side
+from tests.support.attention_cases import DEVICE
 
 by_rows = pytest.mark.parametrize("rows", smoke_cases.ROWS)
 TOKENS = 20 if smoke_cases.GPU else 3

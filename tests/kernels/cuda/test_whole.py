@@ -9,16 +9,16 @@ pytest.importorskip("torch")
 
 import torch
 
-from engine.api import open_checkpoint
+from engine.loading import open_checkpoint
 from engine_kernels import reference
 from engine_kernels.cuda_ops import CudaKernels
 from engine_kernels.errors import KernelError
 from engine_kernels.gpu_ops import Sequences
 from engine_kernels.testing import assert_close
-from tests.engine.engine_side import step
 from tests.kernels.cuda.test_runner import FIXTURES, runner_of
-from tests.kernels.triton.attention_cases import DEVICE, DTYPES, double
 from tests.oracle import whole as oracle
+from tests.support.attention_cases import DEVICE, DTYPES, double
+from tests.support.engine_side import step
 
 RAGGED = (1, 2, 63, 65, 5)
 by_dtype = pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -72,10 +72,10 @@ def test_an_unknown_activation_is_named() -> None:
 @pytest.mark.parametrize("which", ["dense", "pruned"])
 def test_the_encoder_fixture(which: str) -> None:
     """Its logits against those of PyTorch on the same weights in float32, within what float16 rounds."""
-    from engine.model.fold import fold
-    from engine.model.plan import compile_stack
-    from engine.model.runner import Limits
-    from engine.model.torch_runner import build
+    from engine.backends.fold import fold
+    from engine.backends.plan import compile_stack
+    from engine.backends.runner import Limits
+    from engine.backends.torch.runner import build
 
     checkpoint = open_checkpoint(FIXTURES / "hf-bert-tokcls" / which)
     stack, folded = compile_stack(checkpoint.spec), fold(checkpoint)

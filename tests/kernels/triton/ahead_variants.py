@@ -20,9 +20,9 @@ from engine_kernels.triton_ops.projections import normalise, project, project_he
 from engine_kernels.triton_ops.vocabulary import score_words
 from engine_kernels.triton_ops.whole import attend_whole
 from tests.kernels.triton.ahead import Compiler, report
-from tests.kernels.triton.attention_cases import DTYPES, Case, draw, one_row
 from tests.kernels.triton.test_ahead import SHARED_LIMIT
 from tests.kernels.triton.test_attention import VARIANTS
+from tests.support.attention_cases import DTYPES, Case, draw, one_row
 
 HEAD_DIMS = (4, 5, 7, 8, 12, 24, 32, 64, 80, 96, 128)
 DEPTHS = (7, 18, 24, 72, 513)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from engine_kernels.backends import no_gpu
-from tests.kernels.poison import poisoned_memory  # noqa: F401 (a fixture of all tests here)
+from tests.support.poison import poisoned_memory  # noqa: F401 (a fixture of all tests here)
 
 if no_gpu() is not None:
     os.environ["TRITON_INTERPRET"] = "1"

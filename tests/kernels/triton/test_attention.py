@@ -17,7 +17,7 @@ from engine_kernels.triton_ops.attention import attend_constants, attend_ring, a
 from engine_kernels.triton_ops.launch import Launcher, architecture
 from engine_kernels.triton_ops.ops import TritonOps
 from engine_kernels.triton_ops.tiles import window_parts
-from tests.kernels.triton.attention_cases import DEVICE, DTYPES, Case, Inputs, check, draw, exact, one_row, ring
+from tests.support.attention_cases import DEVICE, DTYPES, Case, Inputs, check, draw, exact, one_row, ring
 
 VARIANTS = {
     "relative": Case(),

@@ -13,11 +13,11 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'head
 import torch
 
 import engine
-from engine.model.gpu_rows import Rows
-from engine.model.runner import Batch
+from engine.backends.gpu.rows import Rows
+from engine.backends.runner import Batch
 from engine_kernels.testing import assert_close
-from tests.engine.hugging_face_sources import Source, encoder, gpt2
 from tests.oracle import hugging_face as oracle
+from tests.support.hugging_face_sources import Source, encoder, gpt2
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "hf-bert-tokcls"
 EXPECTED_WITHIN = 2e-4  # of the published code's own float32

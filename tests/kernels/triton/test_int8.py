@@ -20,15 +20,15 @@ from engine_kernels.testing import EPS, assert_close, difference, tolerance
 from engine_kernels.triton_ops.ops import TritonOps
 from engine_kernels.triton_ops.projections import project, project_heads
 from engine_kernels.triton_ops.vocabulary import score_words
-from tests.engine import engine_side
-from tests.engine.int8_weights import rounded, rounded_weights
-from tests.engine.random_specs import random_checkpoint, random_length
-from tests.engine.test_oracle_properties import Case as ModelCase
-from tests.engine.test_oracle_properties import _check_targets, moved
-from tests.kernels.triton.attention_cases import DEVICE, DTYPES, Case, Inputs, double, draw, exact, one_row, ring
+from tests.backends.test_oracle_properties import Case as ModelCase
+from tests.backends.test_oracle_properties import _check_targets, moved
 from tests.kernels.triton.test_attention import launcher
 from tests.kernels.triton.test_runner import FIXTURES, triton_runner
 from tests.oracle.model import run
+from tests.support import engine_side
+from tests.support.attention_cases import DEVICE, DTYPES, Case, Inputs, double, draw, exact, one_row, ring
+from tests.support.int8_weights import rounded, rounded_weights
+from tests.support.random_specs import random_checkpoint, random_length
 
 
 def test_rounds_by_the_definition() -> None:

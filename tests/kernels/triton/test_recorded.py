@@ -15,18 +15,18 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'head
 import torch
 
 import engine
+from engine.backends.fold import fold
+from engine.backends.gpu.recording import Replay, Results
+from engine.backends.gpu.runner import GpuRunner
+from engine.backends.torch.runner import tensors_of
+from engine.backends.torch.vocabulary import TorchVocabulary
 from engine.errors import EngineError
-from engine.model.fold import fold
-from engine.model.gpu_recording import Replay, Results
-from engine.model.gpu_runner import GpuRunner
-from engine.model.torch_runner import tensors_of
-from engine.model.torch_vocabulary import TorchVocabulary
 from engine_kernels.backends import no_gpu
-from tests.engine import engine_side
-from tests.engine.hugging_face_sources import gpt2
-from tests.engine.random_specs import random_checkpoint
-from tests.kernels.recordings import in_place, once, record_by
 from tests.kernels.triton.test_runner import triton_runner
+from tests.support import engine_side
+from tests.support.hugging_face_sources import gpt2
+from tests.support.random_specs import random_checkpoint
+from tests.support.recordings import in_place, once, record_by
 
 emulated_only = pytest.mark.skipif(no_gpu() is None, reason="a GPU records in earnest")
 PLAIN, ADAPTIVE, TAILS = 127, 30, 69  # seeds of random models: one plain embedding cluster; several; one, and tails in the vocabulary

@@ -15,19 +15,19 @@ pytest.importorskip("triton", reason="Triton is not installed: pip install 'head
 import torch
 
 import engine
-from engine.model.fold import fold
-from engine.model.gpu_graphs import bucket
-from engine.model.gpu_runner import GpuRunner
-from engine.model.plan import compile_stack
-from engine.model.runner import Batch, Limits
-from engine.model.torch_runner import tensors_of
-from engine.model.torch_vocabulary import TorchVocabulary
-from engine.model.triton_runner import build
+from engine.backends.fold import fold
+from engine.backends.gpu.graphs import bucket
+from engine.backends.gpu.runner import GpuRunner
+from engine.backends.gpu.triton import build
+from engine.backends.plan import compile_stack
+from engine.backends.runner import Batch, Limits
+from engine.backends.torch.runner import tensors_of
+from engine.backends.torch.vocabulary import TorchVocabulary
 from engine_kernels.testing import assert_close, difference
-from tests.engine import engine_side
-from tests.engine.random_specs import random_checkpoint
-from tests.engine.test_oracle_properties import Case
+from tests.backends.test_oracle_properties import Case
 from tests.oracle.vocabulary import log_probs
+from tests.support import engine_side
+from tests.support.random_specs import random_checkpoint
 
 ROOT = Path(__file__).parents[3]
 FIXTURES = ROOT / "tests" / "fixtures"

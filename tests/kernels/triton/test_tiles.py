@@ -16,7 +16,7 @@ from engine_kernels.errors import KernelError
 from engine_kernels.triton_ops import device_tiles
 from engine_kernels.triton_ops.tiles import GENERAL, HOPPER, Tile, choose, for_architecture, splits
 from engine_kernels.triton_ops.tune import Sizes, tune
-from tests.kernels.triton.attention_cases import DEVICE
+from tests.support.attention_cases import DEVICE
 
 SMALL, LARGE = Tile(16, 32, 4, 2), Tile(64, 64, 4, 2)
 

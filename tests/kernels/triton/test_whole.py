@@ -18,8 +18,8 @@ from engine_kernels.triton_ops.launch import Launcher, architecture
 from engine_kernels.triton_ops.ops import TritonOps
 from engine_kernels.triton_ops.projections import project
 from engine_kernels.triton_ops.whole import attend_whole
-from tests.kernels.triton.attention_cases import DEVICE, DTYPES, double
 from tests.oracle import whole as oracle
+from tests.support.attention_cases import DEVICE, DTYPES, double
 
 RAGGED = (63, 1, 65, 2)
 

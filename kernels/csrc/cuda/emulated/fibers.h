@@ -50,7 +50,7 @@ struct Block {
   std::vector<Group> named;  // barriers by number and by how many wait
   std::vector<Group> warps, warpgroups;
   std::vector<Copy> flying;                     // to one of its mbarriers
-  std::vector<std::shared_ptr<void>> products;  // of its warps: what hopper_matrices.h keeps
+  std::vector<std::shared_ptr<void>> products;  // of its warps: what emulated/hopper_matrices.h keeps
   std::vector<bool> unfenced;  // for each 16 bytes of `shared`: copied by a thread that has not fenced it since
 };
 

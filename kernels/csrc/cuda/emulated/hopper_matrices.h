@@ -1,4 +1,4 @@
-// The names of hopper_matrices.h on the host. A product is formed as late as it may be, when a thread waits for it,
+// The names of hopper/matrices.h on the host. A product is formed as late as it may be, when a thread waits for it,
 // from what shared memory holds then; until then its results read as NaN. Descriptors are decoded bit by bit and
 // operands read from where they lie swizzled.
 #pragma once

@@ -1,4 +1,4 @@
-// The names of hopper_tensors.h on the host.
+// The names of hopper/tensors.h on the host.
 #pragma once
 
 #include <cstring>

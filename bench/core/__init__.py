@@ -1,0 +1,1 @@
+"""What all suites share: cases, rows, gate, clock, tables."""

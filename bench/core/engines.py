@@ -1,0 +1,95 @@
+"""A model ready to be timed: its runner, and streams that feed it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from importlib import import_module
+
+import numpy as np
+
+from engine.backends.fold import fold
+from engine.backends.plan import compile_stack
+from engine.backends.runner import Batch, Limits, Runner, StepResult, Want
+from engine.checkpoint import Checkpoint, digest
+from engine.errors import BackendUnavailable, InputError, Problem
+from engine.loading import DTYPES, RUNNERS
+from engine_kernels.backends import Wanted, resolve
+from engine_kernels.errors import KernelError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every engine of a run shares; threads None = the backend's own number."""
+
+    backend: str
+    dtype: str
+    threads: int | None = None
+
+    @staticmethod
+    def resolved(backend: str, dtype: str, threads: int | None) -> Settings:
+        """From the words a user gives; raises BackendUnavailable or InputError for those that cannot be had."""
+        if dtype not in DTYPES:
+            raise InputError(Problem("dtype", ", ".join(sorted(DTYPES)), repr(dtype)))
+        try:
+            name = resolve(backend, Wanted(dtype=DTYPES[dtype])).name
+        except KernelError as error:
+            raise BackendUnavailable(Problem(error.argument, error.expected, error.got)) from None
+        return Settings(name, DTYPES[dtype], threads)
+
+
+def build(checkpoint: Checkpoint, settings: Settings) -> Runner:
+    """The runner of a checkpoint."""
+    module = import_module(RUNNERS[settings.backend])
+    runner: Runner = module.build(compile_stack(checkpoint.spec), fold(checkpoint), Limits(settings.dtype, "auto", settings.threads))
+    return runner
+
+
+class Stream:
+    """`batch` sequences of a runner, fed side by side; close it or use it in a with block."""
+
+    def __init__(self, runner: Runner, batch: int) -> None:
+        self._runner = runner
+        self._slots = np.array([runner.open() for _ in range(batch)])
+        self._position = 0
+
+    def step(self, ids: np.ndarray, want: Want, targets: np.ndarray | None = None) -> StepResult:
+        """Feed ids [batch, rows], targets likewise."""
+        batch, rows = ids.shape
+        starts, lengths = np.full(batch, self._position), np.full(batch, rows)
+        self._position += rows
+        packed = None if targets is None else targets.reshape(-1)
+        return self._runner.step(Batch(ids.reshape(-1), self._slots, starts, lengths, want, packed))
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the slots back."""
+        for slot in self._slots.tolist():
+            self._runner.close(slot)
+
+
+class Digests:
+    """One digest of a whole checkpoint; arrays that several checkpoints share are read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[np.ndarray, str]] = {}  # the array is kept so that its id stays its own
+
+    def of(self, weights: Mapping[str, np.ndarray]) -> str:
+        state = blake2b(digest_size=32)
+        for name, array in weights.items():
+            if id(array) not in self._known:
+                self._known[id(array)] = (array, digest(array))
+            state.update(f"{name} {self._known[id(array)][1]}\n".encode())
+        return state.hexdigest()
+
+
+def random_ids(vocab: int, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Token ids with the frequencies of words in a text: log-uniform, id 0 the most frequent (Zipf's law)."""
+    uniform = np.random.default_rng(seed).random(shape)
+    return np.minimum((vocab + 1.0) ** uniform - 1.0, vocab - 1).astype(np.int64)

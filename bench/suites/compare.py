@@ -1,0 +1,200 @@
+"""Dense, masked and compact models of the same weights, side by side: the gate, then the clock, then rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from bench.core import cases
+from bench.core.cases import Kept
+from bench.core.engines import Digests, Settings, Stream, build, random_ids
+from bench.core.gate import DECODED, Gate, Probe, gate
+from bench.core.nominal import layers_flops, model_flops
+from bench.core.rows import Row, key_of
+from bench.core.timing import bar, interleaved, paired_ratio, percentiles
+from engine.backends.runner import Runner
+from engine.checkpoint import Checkpoint
+from engine.spec.cost_parts import Flops
+
+REFERENCE = Settings("torch", "float32")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured: rounds after warm-up rounds, and tokens per sample of decode (a single one is too short to time)."""
+
+    rounds: int = 20
+    warmup: int = 3
+    decoded: int = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """part: "layers" leaves the vocabulary out, "model" has it; phase: "prefill" of a segment of rows tokens, or "decode" of one token."""
+
+    part: str
+    phase: str
+    batch: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One model that takes its turn, and the masked model it has to agree with."""
+
+    variant: str
+    kept: Kept
+    checkpoint: Checkpoint
+    reference: Checkpoint
+
+    @property
+    def heads(self) -> list[int]:
+        """Kept heads per layer."""
+        return [len(heads) for heads in self.kept]
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant} {sum(self.heads)}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """rows: what was measured; tried: the keys of all that should have been; failed: a line for every gate that did not pass."""
+
+    rows: list[Row]
+    tried: list[tuple[object, ...]]
+    failed: list[str]
+
+
+def line_up(dense: Checkpoint, lists: Mapping[int, Kept]) -> list[Engine]:
+    """The dense model, then masked and compact of every list."""
+    engines = [Engine("dense", tuple(layer.attention.kept for layer in dense.spec.layers), dense, dense)]
+    for kept in lists.values():
+        masked = cases.masked(dense, kept)
+        engines.append(Engine("masked", kept, masked, masked))
+        engines.append(Engine("compact", kept, cases.compact(dense, kept), masked))
+    return engines
+
+
+def measure(
+    engines: list[Engine], wanted: list[Case], settings: Settings, plan: Plan, *, labels: Mapping[str, Any], quiet: bool = False
+) -> Outcome:
+    """Run every case over every engine. labels: what goes into each row as it is: bench, geometry, machine, versions, commit."""
+    digests = Digests()
+    runners: dict[str, Runner] = {}
+    with bar("Loading weights", len(engines), quiet=quiet) as advance:
+        for engine in engines:
+            runners[engine.name] = build(engine.checkpoint, settings)
+            advance()
+    threads = runners[engines[0].name].describe().get("threads", settings.threads)
+    outcome = Outcome([], [], [])
+    for case in wanted:
+        gates = _gates(engines, runners, case, settings, quiet=quiet)
+        passed = [engine for engine in engines if gates[engine.name].passed]
+        samples = _time(passed, runners, case, plan, quiet=quiet)
+        for engine in engines:
+            about = {
+                **labels,
+                **{"part": case.part, "phase": case.phase, "batch": case.batch, "rows": case.rows},
+                **{"tokens": case.rows if case.phase == "prefill" else plan.decoded},
+                **{"variant": engine.variant, "kept": sum(engine.heads), "heads": engine.heads},
+                **{"backend": settings.backend, "dtype": settings.dtype, "threads": threads},
+                "gate": gates[engine.name].to_dict(),
+                "digest": digests.of(engine.checkpoint.weights),
+                "reference_digest": digests.of(engine.reference.weights),
+            }
+            outcome.tried.append(key_of(about))
+            if engine not in passed:
+                outcome.failed.append(_failure(engine, case, gates[engine.name]))
+            elif engines[0] in passed:  # without a dense figure there is nothing to compare with
+                outcome.rows.append(Row(**about, **_figures(engine, engines[0], case, plan, samples)))
+    return outcome
+
+
+def _gates(engines: list[Engine], runners: Mapping[str, Runner], case: Case, settings: Settings, *, quiet: bool) -> dict[str, Gate]:
+    """Each engine on the path of the case against its masked model in one step, on plain PyTorch in float32."""
+    extra = case.rows if case.phase == "prefill" else DECODED
+    probe = Probe.draw(engines[0].checkpoint.spec.vocab, case.batch, case.rows, extra, seed=1)
+    path = probe.prefill if case.phase == "prefill" else probe.decode
+    exact: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}  # by the reference's id: masked and compact share one
+    gates = {}
+    with bar(f"Checking {case.part}, {case.phase}, batch {case.batch}", len(engines), quiet=quiet) as advance:
+        for engine in engines:
+            if id(engine.reference) not in exact:
+                plain = None
+                if settings.dtype != "float32":
+                    plain = probe.whole(build(engine.reference, replace(REFERENCE, dtype=settings.dtype, threads=settings.threads)))
+                exact[id(engine.reference)] = probe.whole(build(engine.reference, replace(REFERENCE, threads=settings.threads))), plain
+            expected, plain = exact[id(engine.reference)]
+            gates[engine.name] = gate(path(runners[engine.name]), expected, settings.dtype, plain)
+            advance()
+    return gates
+
+
+def _time(engines: list[Engine], runners: Mapping[str, Runner], case: Case, plan: Plan, *, quiet: bool) -> dict[str, list[float]]:
+    """Seconds per call of each engine, on streams that already hold a segment."""
+    streams = {engine.name: Stream(runners[engine.name], case.batch) for engine in engines}
+    try:
+        work = {engine.name: _call(engine, streams[engine.name], case, plan) for engine in engines}
+        with bar(f"Timing {case.part}, {case.phase}, batch {case.batch}", len(work) * (plan.rounds + plan.warmup), quiet=quiet) as advance:
+            return interleaved(work, rounds=plan.rounds, warmup=plan.warmup, advance=advance)
+    finally:
+        for stream in streams.values():
+            stream.close()
+
+
+def _call(engine: Engine, stream: Stream, case: Case, plan: Plan) -> Callable[[], object]:
+    ids, targets = _tokens(engine.checkpoint.spec.vocab, case)
+    stream.step(ids, "hidden")
+    if case.phase == "prefill":
+        return partial(stream.step, ids, "hidden") if case.part == "layers" else partial(stream.step, ids, "target_nll", targets)
+    return lambda: [stream.step(ids[:, :1], "hidden" if case.part == "layers" else "next") for _ in range(plan.decoded)]
+
+
+def _tokens(vocab: int, case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """ids and targets [batch, rows], the same for every engine and call."""
+    tokens = random_ids(vocab, (case.batch, case.rows + 1), seed=2)
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def call_flops(checkpoint: Checkpoint, case: Case, plan: Plan) -> Flops:
+    """FLOPs of one call of a case."""
+    spec, calls = checkpoint.spec, 1 if case.phase == "prefill" else plan.decoded
+    if case.part == "layers":
+        return layers_flops(spec, phase=case.phase, batch=case.batch, rows=case.rows) * calls
+    ids, targets = _tokens(spec.vocab, case)
+    if case.phase == "prefill":
+        return model_flops(spec, ids, targets, phase="prefill")
+    return model_flops(spec, ids[:, :1], None, phase="decode") * calls
+
+
+def _figures(engine: Engine, dense: Engine, case: Case, plan: Plan, samples: Mapping[str, list[float]]) -> dict[str, Any]:
+    """What was counted and what was measured, beside the dense model."""
+    mine, base = call_flops(engine.checkpoint, case, plan), call_flops(dense.checkpoint, case, plan)
+    nominal, achieved = base.needed / mine.needed, paired_ratio(samples[dense.name], samples[engine.name])
+    return {
+        "flops": {"needed": mine.needed, "executed": mine.executed},
+        "nominal": nominal,
+        "nominal_executed": base.executed / mine.executed,
+        "achieved": achieved,
+        "efficiency": achieved / nominal,
+        "percentiles": percentiles(samples[engine.name]),
+        "samples": samples[engine.name],
+    }
+
+
+def _failure(engine: Engine, case: Case, found: Gate) -> str:
+    where = f"{engine.name}, {case.part}, {case.phase}, batch {case.batch}"
+    return f"{where}: log-probabilities differ by {found.difference:.3g}, allowed {found.limit:.3g} against {found.against}"
+
+
+def cases_of(parts: list[str], batches: list[int], rows: int) -> Iterator[Case]:
+    """Every part × phase × batch."""
+    for part in parts:
+        for phase in ("prefill", "decode"):
+            for batch in batches:
+                yield Case(part, phase, batch, rows)

@@ -1,0 +1,132 @@
+"""One run of `python -m bench cpu`: what was asked for, then part by part, threads by threads, model by model; rows after each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.core import cases, rows
+from bench.core.cases import Geometry, Kept
+from bench.core.timing import bar
+from bench.peers.table import PEERS, Peer
+from bench.suites.cpu import growth as cpu_growth
+from bench.suites.cpu import limits as cpu_limits
+from bench.suites.cpu import report as cpu_report
+from bench.suites.cpu.bench import Bench, Item, Model, Outcome, Plan, items_of
+from bench.suites.cpu.rows import FILE, CpuRow
+from engine.checkpoint import Checkpoint
+from engine.errors import EngineError, InputError, Problem
+
+WORKS = ("score", "decode", "share", "attention", "bandwidth", "growth")
+QUICK_PEERS = ("cpu:float32", "cpu:bfloat16", "cpu:int8", "published", "torch:float32", "onnxruntime:float32", "openvino:float32")
+LENGTHS = (192, 512, 1024, 2048, 4096, 8192)
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The work of a run; kept: total heads of the models, the dense one among them."""
+
+    shape: Geometry
+    works: tuple[str, ...]
+    kept: tuple[int, ...]
+    peers: tuple[Peer, ...]
+    parts: tuple[str, ...]
+    batches: tuple[int, ...]
+    threads: tuple[int, ...]
+    lengths: tuple[int, ...]
+    plan: Plan
+
+    @staticmethod
+    def of(
+        geometry: str,
+        works: Sequence[str] | None,
+        kept: Sequence[int] | None,
+        peers: Sequence[str] | None,
+        parts: Sequence[str] | None,
+        batches: Sequence[int] | None,
+        threads: Sequence[int] | None,
+        rounds: int | None,
+        quick: bool,
+    ) -> Asked:
+        """From the words a user gives; raises InputError naming all that are unknown."""
+        shape = cases.geometry(geometry)
+        lists = models_of(shape)
+        engines = {name for peer in PEERS for name in (peer.engine, f"{peer.engine}:{peer.dtype}")}
+        problems = [Problem("work", ", ".join(WORKS), repr(word)) for word in works or [] if word not in WORKS]
+        problems += [Problem("kept", ", ".join(map(str, lists)), str(count)) for count in kept or [] if count not in lists]
+        problems += [Problem("peer", ", ".join(sorted(engines)), repr(word)) for word in peers or [] if word not in engines]
+        problems += [Problem("part", "layers or model", repr(word)) for word in parts or [] if word not in ("layers", "model")]
+        if problems:
+            raise InputError(problems)
+        wanted = peers or (QUICK_PEERS if quick else sorted(engines))
+        plan = Plan(rounds=2, tokens=4, patience=1.0) if quick else Plan()
+        return Asked(
+            shape=shape,
+            works=tuple(works or (WORKS[:-1] if quick else WORKS)),
+            kept=tuple(kept or ([min(lists)] if quick else lists)),
+            peers=tuple(peer for peer in PEERS if (peer.ours and not peers) or {peer.engine, f"{peer.engine}:{peer.dtype}"} & set(wanted)),
+            parts=tuple(parts or (["layers"] if quick else ["layers", "model"])),
+            batches=tuple(batches or ([1] if quick else [1, 16, 64])),
+            threads=tuple(threads or ([1] if quick else [1, 2])),
+            lengths=LENGTHS if shape == cases.S1 else (shape.rows, 4 * shape.rows),
+            plan=plan if rounds is None else replace(plan, rounds=rounds),
+        )
+
+
+def models_of(shape: Geometry) -> dict[int, Kept]:
+    """Number of kept heads → head numbers per layer, the dense model first."""
+    every = tuple(range(shape.heads))
+    return {shape.heads * shape.layers: (every,) * shape.layers} | cases.kept_lists(shape)
+
+
+def run(asked: Asked, out: Path | None, *, quiet: bool) -> None:
+    """Measure, print the tables, keep the rows in out/cpu.jsonl; raises EngineError for gates that did not pass."""
+    labels = {"bench": "cpu", "geometry": asked.shape.name, **rows.provenance()}
+    failed: list[str] = []
+    found: list[CpuRow] = []
+    for part in asked.parts:
+        with bar("Drawing weights", 1, quiet=quiet):
+            dense = cases.dense_model(asked.shape, vocabulary=part == "model")
+        for threads in asked.threads:
+            bench = Bench(threads, asked.plan, labels, quiet, shape=asked.shape)
+            for _ in _measured(bench, asked, dense, part):
+                if out is not None:
+                    rows.replace_rows(out / FILE, bench.outcome.tried, bench.outcome.rows, CpuRow)
+                failed += bench.outcome.failed
+                found += bench.outcome.rows
+                bench.outcome = Outcome()
+    print("\n".join(filter(None, (cpu_report.peers(found), cpu_report.targets(found)))))
+    if out is not None:
+        cpu_report.draw(rows.read_kind(out / FILE, CpuRow), out)
+    if failed:
+        raise EngineError(["gates did not pass, and what they guard has no figure:", *failed])
+
+
+def _measured(bench: Bench, asked: Asked, dense: Checkpoint, part: str) -> Iterator[None]:
+    """Stops after each piece of work, so that its rows can be kept."""
+    lists = models_of(asked.shape)
+    ours = [peer for peer in asked.peers if peer.ours]
+    for kept in asked.kept:
+        model = Model.of(dense, lists[kept])
+        for item in items_of(asked.works, part, asked.batches, asked.shape):
+            bench.compare(model, asked.peers, item)
+            yield
+        if "bandwidth" in asked.works and part == "layers":
+            cpu_limits.bandwidth(bench, model, ours)
+            yield
+    if part != "layers":
+        return
+    if "attention" in asked.works:
+        cpu_limits.attention(bench, ours)
+        yield
+    if "share" in asked.works:
+        models = [Model.of(dense, lists[kept]) for kept in sorted({max(lists), *asked.kept}, reverse=True)]
+        for item in (Item("score", part, 1, asked.shape.rows), Item("decode", part, 1, 1)):
+            cpu_limits.proportion(bench, models, ours, item)
+            yield
+    if "growth" in asked.works:
+        smallest = Model.of(dense, lists[min(asked.kept)])
+        cpu_growth.growth(bench, dense, smallest, ours[0], lengths=asked.lengths, batches=BATCHES)
+        yield

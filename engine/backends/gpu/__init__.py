@@ -1,0 +1,1 @@
+"""The `triton` and `cuda` backends: one runner over two sets of kernels."""

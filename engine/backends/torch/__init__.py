@@ -1,0 +1,1 @@
+"""The `torch` backend: plain PyTorch, exact and readable."""

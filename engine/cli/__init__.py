@@ -1,0 +1,3 @@
+"""The `headcount` command."""
+
+from engine.cli.app import main as main

@@ -1,0 +1,1 @@
+"""Source formats: files that a training program wrote → Checkpoint."""

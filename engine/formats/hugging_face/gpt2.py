@@ -1,0 +1,125 @@
+"""GPT-2 (Radford et al. 2019) → Checkpoint: pre-norm, causal, learned positions, no window but as many tokens as there are positions.
+
+Its Conv1D matrices are [in, out], the transpose of a linear layer's; c_attn holds queries, keys and values side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from engine.checkpoint import Checkpoint
+from engine.formats.base import Settings, SourceTensors
+from engine.formats.hugging_face.encoder import layer_spec
+from engine.formats.hugging_face.heads import Heads, read_heads
+from engine.formats.hugging_face.names import read_activation
+from engine.formats.hugging_face.tasks import is_tied
+from engine.spec import Activation, Cluster, Embedding, LayerSpec, ModelSpec, OutputCluster, Task, Vocabulary
+
+Weights = dict[str, np.ndarray]
+PREFIX = "transformer."
+BUFFERS = ("attn.bias", "attn.masked_bias")  # triangles of ones that older versions kept
+ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model")  # the bare one has the same head: its own words
+
+
+def read_gpt2(source: SourceTensors, settings: Settings, notes: list[str]) -> tuple[Checkpoint, tuple[tuple[int, ...], ...]]:
+    """The whole model; problems of tensors and settings are collected in both."""
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in source.names()) else ""
+    layers = source.count(f"{prefix}h.")
+    if not layers:
+        source.shape(f"{prefix}h.0.attn.c_attn.weight", 2)  # says that there is none
+    vocab, hidden = source.shape(f"{prefix}wte.weight", 2)
+    positions = source.shape(f"{prefix}wpe.weight", 2)[0]
+    for name, found, what in (
+        ("n_layer", layers, "layers in the file"),
+        ("n_embd", hidden, "columns of wte.weight"),
+        ("vocab_size", vocab, "rows of wte.weight"),
+        ("n_positions", positions, "rows of wpe.weight"),
+    ):
+        settings.agree(name, found, what)
+    names = [f"{prefix}h.{index}." for index in range(layers)]
+    rows = [(f"{name}attn.c_proj.weight", source.rows(f"{name}attn.c_proj.weight")) for name in names]
+    heads = read_heads(settings, "n_head", hidden, rows, notes)
+    widths = [_width(source, settings, name, heads.widths.get(index)) for index, name in enumerate(names)]
+    weights = {
+        "embedding.0": source.take(f"{prefix}wte.weight", (vocab, hidden)),
+        "embedding.positions": source.take(f"{prefix}wpe.weight", (positions, hidden)),
+        **_norm(source, f"{prefix}ln_f", "final_norm", hidden),
+    }
+    for index, name in enumerate(names):
+        weights |= _layer(source, name, f"layers.{index}.", hidden, len(heads.kept[index]) * heads.head_dim, widths[index])
+    tied = is_tied(source, settings, "lm_head.weight", weights["embedding.0"])
+    if not tied:
+        weights["head.0"] = source.take("lm_head.weight", (vocab, hidden))
+    head = Vocabulary((OutputCluster(vocab, hidden, False, tied, False),), "ascending", "hidden", bias=False)
+    activation, eps = read_activation(settings, "activation_function", "gelu_new"), settings.number("layer_norm_epsilon", 1e-5)
+    specs = tuple(
+        _layer_spec(heads, kept, width, activation, eps, _score_scale(settings, index, heads.head_dim))
+        for index, (kept, width) in enumerate(zip(heads.kept, widths, strict=True))
+    )
+    embedding = Embedding((Cluster(vocab, hidden, False),), 1.0, positions)
+    spec = ModelSpec(hidden, vocab, specs, embedding, head, "causal_lm", final_norm=True)
+    return Checkpoint(spec, weights), heads.kept
+
+
+def read_gpt2_task(settings: Settings) -> Task:
+    """causal_lm, the only one converted: an architecture or an option of another is a problem."""
+    architectures = settings.value("architectures")
+    if architectures and not (isinstance(architectures, list) and architectures[0] in ARCHITECTURES):
+        expected = f"{' or '.join(ARCHITECTURES)}, the language model; no other head of GPT-2 is converted"
+        settings.problem("config architectures", expected, repr(architectures)[:80])
+    if settings.value("task") not in (None, "causal_lm"):
+        settings.problem("option task", "causal_lm for GPT-2", repr(settings.value("task"))[:60])
+    return "causal_lm"
+
+
+def _score_scale(settings: Settings, layer: int, head_dim: int) -> float:
+    """The published model divides scores by √head_dim alone; two settings change that."""
+    scale = 1.0 if settings.boolean("scale_attn_weights", True) else math.sqrt(head_dim)
+    return scale / (layer + 1) if settings.boolean("scale_attn_by_inverse_layer_idx", False) else scale
+
+
+def _width(source: SourceTensors, settings: Settings, layer: str, said: int | None) -> int:
+    """Columns of the first feed-forward matrix; n_inner, absent or null, stands for four times the hidden size."""
+    tensor = f"{layer}mlp.c_fc.weight"
+    hidden, width = source.shape(tensor, 2)
+    expected = said or settings.value("n_inner") or 4 * hidden
+    if expected != width and source.sound(tensor):
+        settings.problem("config n_inner", f"{width}, the columns of {tensor}", repr(expected)[:60])
+    return width
+
+
+def _layer(source: SourceTensors, theirs: str, ours: str, hidden: int, rows: int, width: int) -> Weights:
+    """rows: heads · head_dim; with no heads c_attn is empty or absent and the attention's output is its bias alone."""
+    for name in BUFFERS:
+        source.ignore(theirs + name)
+    weights = _norm(source, f"{theirs}ln_1", f"{ours}attention_norm", hidden)
+    weights |= _norm(source, f"{theirs}ln_2", f"{ours}feed_forward_norm", hidden)
+    if rows:
+        stacked = source.take(f"{theirs}attn.c_attn.weight", (hidden, 3 * rows))
+        biases = source.take(f"{theirs}attn.c_attn.bias", (3 * rows,))
+        for index, name in enumerate(("query", "key", "value")):
+            part = slice(index * rows, (index + 1) * rows)
+            weights[f"{ours}attention.{name}"], weights[f"{ours}attention.{name}_bias"] = stacked[:, part].T, biases[part]
+        weights[f"{ours}attention.output"] = source.take(f"{theirs}attn.c_proj.weight", (rows, hidden)).T
+    else:
+        source.optional(f"{theirs}attn.c_attn.weight", (hidden, 0))
+        source.optional(f"{theirs}attn.c_attn.bias", (0,))
+        source.optional(f"{theirs}attn.c_proj.weight", (0, hidden))
+    weights[f"{ours}attention.output_bias"] = source.take(f"{theirs}attn.c_proj.bias", (hidden,))
+    for name, called, shape in (("up", "c_fc", (hidden, width)), ("down", "c_proj", (width, hidden))):
+        weights[f"{ours}feed_forward.{name}"] = source.take(f"{theirs}mlp.{called}.weight", shape).T
+        weights[f"{ours}feed_forward.{name}_bias"] = source.take(f"{theirs}mlp.{called}.bias", shape[1:])
+    return weights
+
+
+def _norm(source: SourceTensors, theirs: str, ours: str, hidden: int) -> Weights:
+    return {ours: source.take(f"{theirs}.weight", (hidden,)), f"{ours}_bias": source.take(f"{theirs}.bias", (hidden,))}
+
+
+def _layer_spec(heads: Heads, kept: tuple[int, ...], width: int, activation: Activation, eps: float, score_scale: float) -> LayerSpec:
+    """An encoder's layer that sees only what came before, its norms in front."""
+    layer = layer_spec(heads, kept, width, activation, eps)
+    return replace(layer, attention=replace(layer.attention, causal=True, score_scale=score_scale), norm_first=True)

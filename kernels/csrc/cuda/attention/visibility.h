@@ -1,0 +1,29 @@
+// Which keys a row sees.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/attention/attention.h"
+#include "cuda/device.h"
+
+namespace cuda {
+
+// How many keys, at distances first, first + 1, …, the row at a position sees. The farthest of them never lies before
+// the farthest of the row before.
+DEVICE int keys_seen(const Sees& sees, int64_t position) {
+  const int limit = sees.segment > 0 ? sees.window + static_cast<int>(position % sees.segment) : sees.reach;
+  const int64_t existing = position - sees.first + 1;  // keys at positions from 0 on
+  return sees.attended_zeros || existing > limit ? limit : static_cast<int>(existing);
+}
+
+// What a key at this distance counts under an adaptive span.
+DEVICE float ramp_of(float distance, float span, float ramp) {
+  return fminf(fmaxf((1.0f - distance + span) / ramp + 1.0f, 0.0f), 1.0f);
+}
+
+// What weights are divided by: their sum, under a span their sum after the ramp.
+DEVICE float share_of(const Attention& attention, float total, float kept) {
+  return attention.spans != nullptr ? kept + 1e-8f * total : total;
+}
+
+}  // namespace cuda
