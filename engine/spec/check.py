@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from engine.errors import Problem
-from engine.spec import (
+from engine.spec.types import (
     FORMAT_VERSION,
     Absolute,
     AttentionSpec,
     Labels,
     LayerSpec,
-    ModelSpec,
     SharedTable,
     Sinusoid,
     Table,
     Vocabulary,
 )
+
+if TYPE_CHECKING:
+    from engine.spec.model import ModelSpec
 
 MAX_WINDOW = 1 << 24  # a longer ring of keys is a damaged file, not a model
 

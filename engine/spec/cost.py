@@ -271,3 +271,13 @@ def _check(
         problems.append(Problem("token_counts", f"{clusters} counts, one per embedding cluster, not all zero", repr(list(token_counts))))
     if problems:
         raise InputError(problems)
+
+
+def inside(cost: Cost) -> PartCost:
+    """All layers together, without embedding and vocabulary."""
+    return add_parts("layers", (layer.total for layer in cost.layers))
+
+
+def outside(cost: Cost) -> PartCost:
+    """Embedding, vocabulary, shared distances and final norm."""
+    return add_parts("outside", cost.outside)
