@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from bench.suites.startup import startup
+from engine.cli import bench as measures
+from engine.cli.bench import Backend, Dtype, GeometryName, Json, Quiet, Threads
 from engine.errors import EngineError, InputError, Problem
 
 app = typer.Typer(
@@ -22,25 +21,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.registered_commands += measures.app.registered_commands  # latency, throughput, flops, startup
 
-Source = Annotated[str, typer.Argument(metavar="MODEL", help="An engine directory, or any source `headcount convert` accepts.")]
-Backend = Annotated[str, typer.Option("--backend", help="auto, cuda, triton, cpu or torch.")]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-Quantization = Annotated[str | None, typer.Option("--quantization", help="int8: weights as int8, the rest in --dtype.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads; the backend's own number by default.")]
-Config = Annotated[str | None, typer.Option("--config", help="Configuration of the source, where it does not lie beside it.")]
-Heads = Annotated[str | None, typer.Option("--heads", help="As for convert: heads to prune or keep.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-OutputJson = Annotated[Path | None, typer.Option("--output-json", help="Write the result here.")]
-InputLen = Annotated[int, typer.Option("--input-len", min=1, help="Tokens of each prompt.")]
-OutputLen = Annotated[int, typer.Option("--output-len", min=1, help="Tokens generated after it.")]
 Batches = Annotated[list[int] | None, typer.Option("--batch", min=1, help="Sequences side by side; may be given several times; 1 and 4.")]
 Parts = Annotated[list[str] | None, typer.Option("--part", help="layers, or model with its vocabulary; may be given twice; layers.")]
 Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="Samples of each model; 20.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Few rounds, and nothing written unless --out is given.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the rows and the picture; bench/results by default.")]
-GeometryName = Annotated[str, typer.Option("--geometry", help="s1, the published model, or tiny, to try the tool.")]
 
 
 @app.command()
@@ -139,96 +126,6 @@ def encoder(
 
 
 @app.command()
-def latency(
-    model: Source,
-    input_len: InputLen = 32,
-    output_len: OutputLen = 128,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 8,
-    num_iters_warmup: Annotated[int, typer.Option("--num-iters-warmup", min=0)] = 10,
-    num_iters: Annotated[int, typer.Option("--num-iters", min=1)] = 30,
-    output_json: OutputJson = None,
-    config: Config = None,
-    heads: Heads = None,
-    backend: Backend = "auto",
-    dtype: Dtype = "auto",
-    quantization: Quantization = None,
-    threads: Threads = None,
-    quiet: Quiet = False,
-) -> None:
-    """Seconds from a batch of prompts to its last token."""
-    import engine
-    from bench.suites import serving
-
-    lengths, options = serving.Lengths(input_len, output_len), _given(config=config, heads=heads)
-    with engine.load(model, backend=backend, dtype=dtype, quantization=quantization, threads=threads, **options) as loaded:
-        gate = serving.require_right(loaded, lengths)
-        found = serving.latency(loaded, lengths, batch_size=batch_size, warmup=num_iters_warmup, iterations=num_iters, quiet=quiet)
-        about = {"input_len": input_len, "output_len": output_len, "batch_size": batch_size}
-        about |= serving.described(model, loaded, gate, options)
-    for line in serving.latency_lines(found):
-        print(line)
-    _write_json(output_json, found | about)
-
-
-@app.command()
-def throughput(
-    model: Source,
-    num_prompts: Annotated[int, typer.Option("--num-prompts", min=1)] = 64,
-    input_len: InputLen = 32,
-    output_len: OutputLen = 128,
-    output_json: OutputJson = None,
-    config: Config = None,
-    heads: Heads = None,
-    backend: Backend = "auto",
-    dtype: Dtype = "auto",
-    quantization: Quantization = None,
-    threads: Threads = None,
-    quiet: Quiet = False,
-) -> None:
-    """Requests and tokens per second when all prompts are there at once."""
-    import engine
-    from bench.suites import serving
-
-    lengths, options = serving.Lengths(input_len, output_len), _given(config=config, heads=heads)
-    with engine.load(model, backend=backend, dtype=dtype, quantization=quantization, threads=threads, **options) as loaded:
-        gate = serving.require_right(loaded, lengths)
-        found = serving.throughput(loaded, lengths, num_prompts=num_prompts, quiet=quiet)
-        about = {"input_len": input_len, "output_len": output_len} | serving.described(model, loaded, gate, options)
-    print(serving.throughput_line(found))
-    _write_json(output_json, found | about)
-
-
-@app.command()
-def flops(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="As for latency; without it the models of --geometry.")] = None,
-    geometry: GeometryName = "s1",
-    input_len: Annotated[int, typer.Option("--input-len", min=1, help="Tokens of a prefill.")] = 192,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 1,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16, for the bytes.")] = "float32",
-    config: Config = None,
-    heads: Heads = None,
-    as_json: Json = False,
-) -> None:
-    """What a model should cost beside its dense parent: FLOPs, parameters and bytes, from the spec alone."""
-    from bench.core import cases
-    from bench.suites import flops as counting
-    from engine.loading import open_checkpoint
-
-    if model is None:
-        specs = counting.geometry_specs(cases.geometry(geometry))
-    else:
-        specs = counting.dense_and(open_checkpoint(model, **_given(config=config, heads=heads)).spec)
-    found = counting.costs(specs, dtype=dtype, rows=input_len, batch=batch_size)
-    if as_json:
-        print(json.dumps(counting.to_json(found), indent=2))
-        return
-    console = Console()
-    console.print(counting.table(found))
-    if model is not None:
-        console.print(counting.part_table(found["this model"]))
-
-
-@app.command()
 def report(
     check: Annotated[bool, typer.Option("--check", help="Fail when a table differs from its rows.")] = False,
     write: Annotated[bool, typer.Option("--write", help="Bring the tables up to date.")] = False,
@@ -300,9 +197,6 @@ def sanitize(
     print(f"{', '.join(tool or tools.TOOLS)}: no failure: {out}")
 
 
-app.command()(startup)
-
-
 def _compare(
     name: str,
     shape: Any,
@@ -317,14 +211,15 @@ def _compare(
     """Measure the parts in turn; rows to out/NAME.jsonl, a picture of each part beside them, the tables to the screen."""
     from bench.core import cases, picture, report, rows
     from bench.core.engines import Settings
-    from bench.core.timing import bar
     from bench.suites import compare
+    from engine.measure.clock import bar
+    from engine.measure.provenance import provenance
 
     parts = part or ["layers"]
     if unknown := [p for p in parts if p not in ("layers", "model")]:
         raise InputError(Problem("part", "layers or model", ", ".join(unknown)))
     settings = Settings.resolved(*engine)
-    labels = {"bench": name, "geometry": shape.name, **rows.provenance()}
+    labels = {"bench": name, "geometry": shape.name, **provenance()}
     failed: list[str] = []
     for each in parts:
         with bar("Drawing weights", 1, quiet=quiet):
@@ -352,19 +247,6 @@ def _folder(out: Path | None, quick: bool) -> Path | None:
     from bench.core.rows import RESULTS
 
     return out or (None if quick else RESULTS)
-
-
-def _given(**options: str | None) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _write_json(path: Path | None, value: dict[str, Any]) -> None:
-    if path is None:
-        return
-    try:
-        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise EngineError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def main() -> None:

@@ -184,3 +184,10 @@ def level_lists(shape: Geometry, levels: Sequence[int]) -> dict[int, Kept]:
     if problems:
         raise InputError(problems)
     return {count * shape.layers: choose_heads(shape, [count] * shape.layers) for count in counts.values() if count < shape.heads}
+
+
+def geometry_specs(shape: Geometry) -> dict[str, ModelSpec]:
+    """The dense model of a geometry and each pruned one, with the vocabulary."""
+    dense = dense_spec(shape, vocabulary=True)
+    lists = kept_lists(shape)
+    return {f"{shape.heads * shape.layers} heads": dense} | {f"{total} heads": dense.with_kept(kept) for total, kept in lists.items()}

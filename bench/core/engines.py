@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from importlib import import_module
 
 import numpy as np
@@ -12,7 +10,7 @@ import numpy as np
 from engine.backends.fold import fold
 from engine.backends.plan import compile_stack
 from engine.backends.runner import Batch, Limits, Runner, StepResult, Want
-from engine.checkpoint import Checkpoint, digest
+from engine.checkpoint import Checkpoint
 from engine.errors import BackendUnavailable, InputError, Problem
 from engine.loading import DTYPES, RUNNERS
 from engine_kernels.backends import Wanted, resolve
@@ -72,24 +70,3 @@ class Stream:
         """Give the slots back."""
         for slot in self._slots.tolist():
             self._runner.close(slot)
-
-
-class Digests:
-    """One digest of a whole checkpoint; arrays that several checkpoints share are read once."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[np.ndarray, str]] = {}  # the array is kept so that its id stays its own
-
-    def of(self, weights: Mapping[str, np.ndarray]) -> str:
-        state = blake2b(digest_size=32)
-        for name, array in weights.items():
-            if id(array) not in self._known:
-                self._known[id(array)] = (array, digest(array))
-            state.update(f"{name} {self._known[id(array)][1]}\n".encode())
-        return state.hexdigest()
-
-
-def random_ids(vocab: int, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Token ids with the frequencies of words in a text: log-uniform, id 0 the most frequent (Zipf's law)."""
-    uniform = np.random.default_rng(seed).random(shape)
-    return np.minimum((vocab + 1.0) ** uniform - 1.0, vocab - 1).astype(np.int64)

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
-from bench.core.engines import Stream, random_ids
+from bench.core.engines import Stream
 from engine.backends.runner import Runner
+from engine.measure.gate import LOG_PROB_LIMIT, Gate
+from engine.measure.tokens import random_ids
 from engine_kernels.testing import difference, tolerance
 
-LOG_PROB_LIMIT = 2e-4  # in float32, the project's limit between a source and its conversion
 DECODED = 8  # tokens fed one by one after the first segment
-
-
-@dataclass(frozen=True)
-class Gate:
-    """difference: the largest of any token's log-probability. NaN on either side never passes."""
-
-    difference: float
-    limit: float
-    against: str
-
-    @property
-    def passed(self) -> bool:
-        return bool(self.difference <= self.limit)
-
-    def to_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

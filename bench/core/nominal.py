@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.cli.inspect_report import inside
 from engine.spec import ModelSpec, Vocabulary
-from engine.spec.cost import model_cost
+from engine.spec.cost import inside, model_cost
 from engine.spec.cost_parts import Flops
 
 
@@ -37,7 +36,7 @@ def model_flops(spec: ModelSpec, ids: np.ndarray, targets: np.ndarray | None, *,
 
 
 def vocabulary_flops(spec: ModelSpec, rows: Sequence[int]) -> int:
-    """rows[c]: rows for which cluster c is computed; the tails' entries go with the first. All rows everywhere: engine.spec.cost's figure."""
+    """rows[c]: rows for which cluster c is computed, the tails' entries with the first; all rows everywhere: engine.spec.cost's figure."""
     assert isinstance(spec.head, Vocabulary)
     clusters = spec.head.clusters
     words = sum(n * c.width * (c.size + (spec.hidden if c.projected else 0)) for n, c in zip(rows, clusters, strict=True))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from engine.errors import CheckpointError, EngineError, Problem
-from engine.measure.environment import environment
 
 
 class Keyed(Protocol):
@@ -78,32 +76,6 @@ KEY = ["bench", "geometry", "part", "phase", "batch", "rows", "tokens", "variant
 def key_of(values: Mapping[str, Any]) -> tuple[object, ...]:
     """Two rows of one key are the same measurement, the later one replacing the earlier."""
     return tuple(values[name]["processor"] if name == "machine" else values[name] for name in KEY)
-
-
-def provenance() -> dict[str, Any]:
-    """machine, versions and commit of what runs now."""
-    found = environment()
-    packages = {name: version for name, version in found["packages"].items() if version is not None}
-    return {
-        "machine": {name: found[name] for name in ("system", "processor", "cores", "instruction_sets")},
-        "versions": {"python": found["python"], **packages},
-        "commit": commit(),
-    }
-
-
-def commit() -> dict[str, Any]:
-    """{"id", "dirty"} of the source tree; results and README, which a run itself changes, do not make it dirty."""
-    identity = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--", ".", ":!bench/results", ":!README.md")
-    return {"id": identity, "dirty": None if changes is None else bool(changes)}
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -11,9 +11,10 @@ import torch
 
 from bench.core import cases
 from bench.core.cases import S1
-from bench.core.engines import Settings, Stream, build, random_ids
-from bench.core.gate import LOG_PROB_LIMIT
+from bench.core.engines import Settings, Stream, build
 from engine.checkpoint import Checkpoint
+from engine.measure.gate import LOG_PROB_LIMIT
+from engine.measure.tokens import random_ids
 from engine_kernels import reference
 from engine_kernels.ops import AttentionTables, Visibility
 from engine_kernels.testing import difference

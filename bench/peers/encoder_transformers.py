@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from bench.core.rows import ROOT
-from bench.core.timing import Reported
 from bench.peers.base import Skipped
 from bench.suites.encoder.cases import Texts
 from bench.suites.encoder.files import EncoderFiles
+from engine.measure.clock import Reported
 
 PYTHON = ROOT / "build" / "peers-venv" / "bin" / "python"
 WORKER = Path(__file__).with_name("transformers_worker.py")

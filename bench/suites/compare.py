@@ -11,13 +11,16 @@ import numpy as np
 
 from bench.core import cases
 from bench.core.cases import Kept
-from bench.core.engines import Digests, Settings, Stream, build, random_ids
-from bench.core.gate import DECODED, Gate, Probe, gate
+from bench.core.engines import Settings, Stream, build
+from bench.core.gate import DECODED, Probe, gate
 from bench.core.nominal import layers_flops, model_flops
 from bench.core.rows import Row, key_of
-from bench.core.timing import bar, interleaved, paired_ratio, percentiles
 from engine.backends.runner import Runner
 from engine.checkpoint import Checkpoint
+from engine.measure.clock import bar, interleaved, paired_ratio, percentiles
+from engine.measure.gate import Gate
+from engine.measure.provenance import Digests
+from engine.measure.tokens import random_ids
 from engine.spec.cost_parts import Flops
 
 REFERENCE = Settings("torch", "float32")

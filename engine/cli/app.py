@@ -275,13 +275,18 @@ def env(as_json: Json = False) -> None:
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def bench(context: typer.Context) -> None:
-    """Time models: latency, throughput, flops (source checkout only)."""
+    """Time a model: latency, throughput, startup, flops; from a source checkout also the suites."""
+    from engine.cli.bench import app as bench_app
+
     try:
-        from bench.cli import app as bench_app
+        from bench.cli import app as bench_app  # these verbs, and those of the suites
     except ModuleNotFoundError as error:
         if error.name not in ("bench", "bench.cli"):
             raise
-        raise EngineError("the benchmarks are not part of the installed package", hint="run this from a source checkout") from None
+        verbs = {command.name or command.callback.__name__ for command in bench_app.registered_commands if command.callback}
+        if (named := [word for word in context.args if not word.startswith("-")]) and named[0] not in verbs:
+            text = f"{named[0]}: the suites are not part of the installed package, which has {', '.join(sorted(verbs))}"
+            raise EngineError(text, hint="run this from a source checkout") from None
     status = bench_app(args=context.args, prog_name="headcount bench", standalone_mode=False)
     if isinstance(status, int) and status:
         raise typer.Exit(status)

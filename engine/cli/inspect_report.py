@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.checkpoint import Checkpoint
-from engine.spec.cost import BYTES, Cost, LayerCost, PartCost, add_parts, model_cost
+from engine.measure.numbers import scaled
+from engine.spec.cost import BYTES, Cost, LayerCost, PartCost, inside, model_cost, outside
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -106,16 +107,6 @@ def stored_dtype(checkpoint: Checkpoint) -> str:
     return name if name in BYTES else "float32"
 
 
-def inside(cost: Cost) -> PartCost:
-    """All layers together, without embedding and vocabulary."""
-    return add_parts("layers", (layer.total for layer in cost.layers))
-
-
-def outside(cost: Cost) -> PartCost:
-    """Embedding, vocabulary, shared distances and final norm."""
-    return add_parts("outside", cost.outside)
-
-
 def heads_bar(heads: int, source_heads: int) -> str:
     """One cell per head, or BAR cells for more heads; a layer with heads left shows at least one cell, a pruned one at least one gap."""
     if source_heads <= BAR:
@@ -134,16 +125,6 @@ def ranges(numbers: tuple[int, ...]) -> str:
         else:
             runs.append([number])
     return " ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else " ".join(map(str, run)) for run in runs) or "none"
-
-
-def scaled(number: float, unit: str = "") -> str:
-    """Three significant digits with a decimal prefix: 44768786 → '44.8 M'; whole numbers below a thousand as they are."""
-    if number < 1000:
-        return f"{number:.0f} {unit}".rstrip()
-    thousands = 0
-    while number >= 999.5 and thousands < 4:
-        number, thousands = number / 1000, thousands + 1
-    return f"{number:.{2 if number < 9.995 else 1 if number < 99.95 else 0}f} {' kMGT'[thousands]}{unit}"
 
 
 def _model_lines(report: Report) -> list[str]:

@@ -7,20 +7,11 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from bench.core import cases
-from bench.core.cases import Geometry
-from engine.cli.inspect_report import inside, scaled
+from engine.measure.numbers import scaled
 from engine.spec import ModelSpec
-from engine.spec.cost import Cost, model_cost
+from engine.spec.cost import Cost, inside, model_cost
 
 Named = dict[str, ModelSpec]
-
-
-def geometry_specs(shape: Geometry) -> Named:
-    """The dense model of a geometry and each pruned one, with the vocabulary."""
-    dense = cases.dense_spec(shape, vocabulary=True)
-    lists = cases.kept_lists(shape)
-    return {f"{shape.heads * shape.layers} heads": dense} | {f"{total} heads": dense.with_kept(kept) for total, kept in lists.items()}
 
 
 def dense_and(spec: ModelSpec) -> Named:

@@ -7,15 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 
-from bench.core.timing import bar
-from bench.suites.serving import GATE_TOKENS, Lengths, described, require_right
 from engine.errors import EngineError
+from engine.measure.clock import bar
 
 PROMPT = [1, 0, 1]
 # Seconds on the clock that all processes share, after each stage; then the token and what the process took.
@@ -24,7 +21,7 @@ import json, resource, sys, time
 path, dtype, threads, prompt = json.loads(sys.argv[1])
 stages = {"python": time.monotonic()}
 import engine
-from engine import api
+from engine import loading
 stages["imports"] = time.monotonic()
 model = engine.load(path, backend="cpu", dtype=dtype, threads=threads)
 stages["load"] = time.monotonic()
@@ -33,28 +30,6 @@ stages["first token"] = time.monotonic()
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({"stages": stages, "token": token, "processor": used.ru_utime + used.ru_stime, "torch": "torch" in sys.modules}))
 """
-
-
-def startup(
-    model: Annotated[str, typer.Argument(metavar="DIR", help="An engine directory.")],
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Processes measured, after one that fills the page cache.")] = 10,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Processor threads; the backend's own number by default.")] = None,
-    output_json: Annotated[Path | None, typer.Option("--output-json", help="Write the result here.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-) -> None:
-    """Seconds from the start of a process to its first token, cpu backend, by stage; medians."""
-    import engine
-
-    with engine.load(model, backend="cpu", dtype=dtype, threads=threads) as loaded:
-        gate = require_right(loaded, Lengths(len(PROMPT), GATE_TOKENS))
-        expected = loaded.generate(PROMPT, max_new_tokens=1).ids[0]
-        about = described(model, loaded, gate, {})
-    samples = measure(model, dtype, threads, rounds=rounds, expected=expected, quiet=quiet)
-    for line in lines(samples):
-        print(line)
-    if output_json is not None:
-        output_json.write_text(json.dumps({"samples": samples, **about}, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(path: str, dtype: str, threads: int | None, *, rounds: int, expected: int, quiet: bool = False) -> list[dict[str, float]]:

@@ -7,10 +7,12 @@ import pytest
 
 from bench.core import cases, nominal
 from bench.core.cases import S1, TINY
-from bench.core.engines import Digests, Settings, Stream, build, random_ids
+from bench.core.engines import Settings, Stream, build
 from bench.core.gate import gate
 from engine.checkpoint import validate
 from engine.errors import InputError
+from engine.measure.provenance import Digests
+from engine.measure.tokens import random_ids
 from engine.spec.cost import model_cost
 
 TORCH = Settings("torch", "float32")

@@ -15,7 +15,6 @@ from typer.testing import CliRunner, Result
 
 from bench import cli
 from bench.core.rows import read_kind
-from bench.core.timing import Reported, interleaved
 from bench.peers import encoder_transformers
 from bench.peers.base import Skipped
 from bench.peers.encoder_table import PEERS
@@ -28,6 +27,7 @@ from bench.suites.encoder.cases import BERT, TINY, Texts
 from bench.suites.encoder.files import EncoderFiles
 from engine.checkpoint.surgery import prune
 from engine.errors import InputError
+from engine.measure.clock import Reported, interleaved
 from engine.spec.cost import model_cost
 
 OTHERS = {"torch float32": (), "onnxruntime float32": ("onnx", "onnxruntime"), "openvino float32": ("onnx", "openvino")}

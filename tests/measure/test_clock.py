@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.core.timing import interleaved, paired_ratio, percentiles
+from engine.measure.clock import interleaved, paired_ratio, percentiles
 
 
 def test_engines_take_turns_and_the_warm_up_is_not_kept() -> None:

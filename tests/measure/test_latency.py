@@ -15,10 +15,10 @@ from typer.testing import CliRunner, Result
 from bench import cli
 from bench.core import cases
 from bench.core.cases import TINY
-from bench.suites import serving
 from engine.backends.torch.runner import TorchRunner
 from engine.checkpoint import save
 from engine.errors import EngineError
+from engine.measure import latency as serving
 
 SHORT = ("--input-len", 5, "--output-len", 7, "--quiet", "--threads", 1)
 

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from bench import cli
 from bench.core import cases
 from bench.core.cases import TINY
-from bench.suites import startup
 from engine.checkpoint import save
 from engine.errors import EngineError
+from engine.measure import startup
 
 STAGES = ["python", "imports", "load", "first token", "total", "processor time"]
 

@@ -17,14 +17,17 @@ import numpy as np
 
 from bench.core import cases
 from bench.core.cases import Geometry, Kept
-from bench.core.engines import Digests, Settings, Stream, build, random_ids
-from bench.core.gate import LOG_PROB_LIMIT, Gate, Probe
-from bench.core.timing import bar, interleaved, paired_ratio, percentiles
+from bench.core.engines import Settings, Stream, build
+from bench.core.gate import Probe
 from bench.peers.base import Skipped
 from bench.peers.table import Peer
 from bench.suites.cpu.rows import CpuRow, key_of
 from engine.backends.runner import Runner
 from engine.checkpoint import Checkpoint
+from engine.measure.clock import bar, interleaved, paired_ratio, percentiles
+from engine.measure.gate import LOG_PROB_LIMIT, Gate
+from engine.measure.provenance import Digests
+from engine.measure.tokens import random_ids
 from engine_kernels.native import instruction_set
 from engine_kernels.testing import difference, tolerance
 

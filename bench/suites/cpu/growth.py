@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from bench.core import cases
-from bench.core.engines import Stream, random_ids
-from bench.core.gate import Gate, Probe
+from bench.core.engines import Stream
+from bench.core.gate import Probe
 from bench.peers.table import Peer
 from bench.suites.cpu.bench import Bench, Item, Model, gate_of
 from engine.checkpoint import Checkpoint
+from engine.measure.gate import Gate
+from engine.measure.tokens import random_ids
 from engine_kernels.testing import difference
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

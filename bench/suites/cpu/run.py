@@ -8,7 +8,6 @@ from pathlib import Path
 
 from bench.core import cases, rows
 from bench.core.cases import Geometry, Kept
-from bench.core.timing import bar
 from bench.peers.table import PEERS, Peer
 from bench.suites.cpu import growth as cpu_growth
 from bench.suites.cpu import limits as cpu_limits
@@ -17,6 +16,8 @@ from bench.suites.cpu.bench import Bench, Item, Model, Outcome, Plan, items_of
 from bench.suites.cpu.rows import FILE, CpuRow
 from engine.checkpoint import Checkpoint
 from engine.errors import EngineError, InputError, Problem
+from engine.measure.clock import bar
+from engine.measure.provenance import provenance
 
 WORKS = ("score", "decode", "share", "attention", "bandwidth", "growth")
 QUICK_PEERS = ("cpu:float32", "cpu:bfloat16", "cpu:int8", "published", "torch:float32", "onnxruntime:float32", "openvino:float32")
@@ -83,7 +84,7 @@ def models_of(shape: Geometry) -> dict[int, Kept]:
 
 def run(asked: Asked, out: Path | None, *, quiet: bool) -> None:
     """Measure, print the tables, keep the rows in out/cpu.jsonl; raises EngineError for gates that did not pass."""
-    labels = {"bench": "cpu", "geometry": asked.shape.name, **rows.provenance()}
+    labels = {"bench": "cpu", "geometry": asked.shape.name, **provenance()}
     failed: list[str] = []
     found: list[CpuRow] = []
     for part in asked.parts:

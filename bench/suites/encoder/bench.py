@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from bench.core.cases import Kept
-from bench.core.gate import Gate
-from bench.core.timing import bar
 from bench.peers.base import Skipped
 from bench.peers.encoder_base import Encoder
 from bench.peers.table import Peer
@@ -26,6 +24,8 @@ from bench.suites.encoder.cases import EncoderShape, Texts
 from bench.suites.encoder.files import EncoderFiles
 from engine.checkpoint import Checkpoint
 from engine.checkpoint.surgery import mask, prune
+from engine.measure.clock import bar
+from engine.measure.gate import Gate
 from engine.runtime.encoding import visible_rows
 from engine.runtime.steps import whole_batch
 from engine_kernels.testing import difference, tolerance

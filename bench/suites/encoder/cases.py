@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from bench.core.cases import Kept
-from bench.core.engines import random_ids
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError, Problem
 from engine.formats.hugging_face.encoder import layer_spec
 from engine.formats.hugging_face.heads import Heads
+from engine.measure.tokens import random_ids
 from engine.spec import Cluster, Embedding, ModelSpec
 from engine.spec.cost import model_cost
 

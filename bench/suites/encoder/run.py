@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bench.core import rows
-from bench.core.timing import bar
 from bench.peers.encoder_table import PEERS
 from bench.peers.table import Peer
 from bench.suites.cpu.bench import Outcome, Plan
@@ -20,6 +19,8 @@ from bench.suites.encoder.bench import EncoderBench, EncoderModel
 from bench.suites.encoder.cases import EncoderShape
 from bench.suites.encoder.report import FILE
 from engine.errors import EngineError, InputError, Problem
+from engine.measure.clock import bar
+from engine.measure.provenance import provenance
 
 WORKS = ("one", "ragged")
 QUICK_PEERS = ("cpu", "torch:float32", "onnxruntime", "openvino:float32")
@@ -68,7 +69,7 @@ def run(asked: Asked, out: Path | None, *, quiet: bool, as_json: bool) -> None:
     The dense model encodes the ragged batch on the first number of threads only: seconds a call, engine by engine. The models' files, of
     BERT's size 3 GB, stand in the system's temporary folder meanwhile.
     """
-    labels = {"bench": "encoder", "geometry": asked.shape.name, **rows.provenance()}
+    labels = {"bench": "encoder", "geometry": asked.shape.name, **provenance()}
     failed: list[str] = []
     found: list[CpuRow] = []
     with tempfile.TemporaryDirectory() as folder:

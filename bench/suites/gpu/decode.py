@@ -8,12 +8,13 @@ from functools import cached_property, partial
 import numpy as np
 import torch
 
-from bench.core.engines import Stream, random_ids
+from bench.core.engines import Stream
 from bench.suites.gpu import compiled_step
 from bench.suites.gpu.figures import Run, started
 from bench.suites.gpu.models import Model, at_once, models
 from bench.suites.gpu.plan import OURS
 from engine.backends.gpu.runner import GpuRunner
+from engine.measure.tokens import random_ids
 
 COMPARED = 4  # tokens at the end of those that are fed
 

@@ -14,10 +14,10 @@ import triton
 from numpy.typing import ArrayLike
 
 from bench.core.cases import S1, TINY, Geometry
-from bench.core.rows import provenance
 from bench.suites.gpu.clock import Clock
 from bench.suites.gpu.plan import OURS, Part
 from engine.errors import EngineError, Problem
+from engine.measure.provenance import provenance
 from engine_kernels.backends import Wanted, resolve
 from engine_kernels.cuda_ops import CudaKernels
 from engine_kernels.errors import KernelError

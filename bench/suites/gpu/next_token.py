@@ -7,11 +7,12 @@ from functools import partial
 
 import numpy as np
 
-from bench.core.engines import Stream, random_ids
+from bench.core.engines import Stream
 from bench.suites.gpu.figures import Run, started
 from bench.suites.gpu.models import Model, models
 from bench.suites.gpu.plan import OURS
 from engine.backends.runner import Runner
+from engine.measure.tokens import random_ids
 
 FED = 12  # tokens the gate feeds, if so many are fed at all
 

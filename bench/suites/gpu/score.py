@@ -7,10 +7,11 @@ from functools import partial
 
 import numpy as np
 
-from bench.core.engines import Stream, random_ids
+from bench.core.engines import Stream
 from bench.suites.gpu.figures import Run, started
 from bench.suites.gpu.models import Model, at_once, models
 from bench.suites.gpu.plan import OURS
+from engine.measure.tokens import random_ids
 
 
 def measure(run: Run) -> None:

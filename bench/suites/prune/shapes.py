@@ -1,7 +1,7 @@
 """Models of the shapes of mBERT and XLM-R, random weights, through the whole path: convert, rank, apply, run.
 
-`python -m bench.suites.prune.shapes FOLDER FILE…`: makes them in FOLDER, ranks on the first sentences of the labelled FILEs, and prints what each
-step took and the difference between the pruned model and the dense one with the same heads masked. Several gigabytes of disk and memory.
+`python -m bench.suites.prune.shapes FOLDER FILE…`: makes them in FOLDER, ranks on the first sentences of the labelled FILEs, and prints
+what each step took and how far the pruned model is from the dense one with the same heads masked. Several gigabytes of disk and memory.
 """
 
 from __future__ import annotations
