@@ -7,7 +7,10 @@ import sys
 import zipfile
 from pathlib import Path
 
+from engine.version import __version__
+
 ROOT = Path(__file__).parents[2]
+INFO = f"headcount-{__version__}.dist-info"
 
 
 def test_wheel_holds_the_two_packages_and_nothing_else(tmp_path: Path) -> None:
@@ -18,8 +21,8 @@ def test_wheel_holds_the_two_packages_and_nothing_else(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        entry_points = archive.read("headcount-0.1.0.dist-info/entry_points.txt").decode()
-    assert {name.split("/")[0] for name in names} == {"engine", "engine_kernels", "headcount-0.1.0.dist-info"}
+        entry_points = archive.read(f"{INFO}/entry_points.txt").decode()
+    assert {name.split("/")[0] for name in names} == {"engine", "engine_kernels", INFO}
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "engine").rglob("*.py")}
     sources |= {path.relative_to(ROOT / "kernels").as_posix() for path in (ROOT / "kernels" / "engine_kernels").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == sources
@@ -27,4 +30,4 @@ def test_wheel_holds_the_two_packages_and_nothing_else(tmp_path: Path) -> None:
     assert [name for name in names if name.endswith(".so")] == [name for name in names if name.startswith("engine_kernels/_native.cpython")]
     assert {Path(name).suffix for name in names if "dist-info" not in name} == {".py", ".pyi", ".so", ".typed"}
     assert "headcount = engine.cli:main" in entry_points.replace("headcount=", "headcount = ")
-    assert "headcount-0.1.0.dist-info/licenses/LICENSE" in names
+    assert f"{INFO}/licenses/LICENSE" in names
