@@ -15,11 +15,11 @@ from engine.checkpoint import Checkpoint
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.errors import InputError, Problem, Unsupported
 from engine.runtime import encoding, generation, scoring
+from engine.runtime.executor import CHUNK, Executor
 from engine.runtime.inputs import is_batch, prompt_row, rectangle, token_rows
 from engine.runtime.options import GenerationOptions, generation_options
 from engine.runtime.scoring import Progress, Score
 from engine.runtime.sequence import Completion, Generation, Token
-from engine.runtime.steps import CHUNK, Steps
 from engine.spec import ModelSpec
 from engine.spec.cost import Cost, model_cost
 
@@ -56,7 +56,7 @@ class Model:
         self.tokenizer = tokenizer
         self._checkpoint: Checkpoint | None = checkpoint
         self._runner: Runner | None = runner
-        self._steps = Steps(runner)
+        self._executor = Executor(runner)
         self._explanation = explanation
 
     def __enter__(self) -> Model:
@@ -67,7 +67,7 @@ class Model:
 
     def close(self) -> None:
         """Let weights and caches go, after the step that may be running; every later call raises InputError. Closing twice is fine."""
-        self._steps.close()
+        self._executor.close()
         self._runner = self._checkpoint = None
 
     def explain(self) -> Explanation:
@@ -81,7 +81,7 @@ class Model:
 
     def save(self, directory: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write the model as an engine directory: the source's own numbers, whatever dtype it runs in."""
-        self._steps.check_open()
+        self._executor.check_open()
         assert self._checkpoint is not None
         checkpoints.save(self._checkpoint, directory, force=force)
 
@@ -93,7 +93,7 @@ class Model:
         self._require_language_model("log_probs")
         rows = rectangle(ids, self.spec.vocab)
         self._require_positions([rows[0]], "ids")
-        return scoring.log_probs(self._steps, rows, progress)
+        return scoring.log_probs(self._executor, rows, progress)
 
     def score(self, ids: Any, *, segment: int | None = None, progress: Progress | None = None) -> Score:
         """ids [B, T], or B lists of any length → Score(token_nll [B, T-1], mean, ppl), in nats; mean is over all tokens.
@@ -105,7 +105,7 @@ class Model:
             raise InputError(Problem("segment", "an integer of at least 1, or None", repr(segment)))
         rows = token_rows(ids, self.spec.vocab)
         self._require_positions([row[:-1] for row in rows], "ids")  # the last token is only predicted
-        return scoring.score(self._steps, rows, segment or CHUNK, progress)
+        return scoring.score(self._executor, rows, segment or CHUNK, progress)
 
     @overload
     def generate(self, prompt: str, **options: Any) -> Completion: ...
@@ -138,7 +138,7 @@ class Model:
         several = is_batch(prompt)
         prompts = [(f"prompt[{i}]", p) for i, p in enumerate(prompt)] if several else [("prompt", prompt)]
         generations = [self._start(p, where, options) for where, p in prompts]
-        for _ in generation.generate(self._steps, generations):
+        for _ in generation.generate(self._executor, generations):
             pass
         completions = [g.completion() for g in generations]
         return completions if several else completions[0]
@@ -171,7 +171,7 @@ class Model:
         self._require_language_model("trace")
         row = prompt_row(ids, "ids", self.spec.vocab)
         self._require_positions([row], "ids")
-        return scoring.trace(self._steps, row)
+        return scoring.trace(self._executor, row)
 
     def encode(
         self,
@@ -190,7 +190,7 @@ class Model:
         if pooling not in (None, "mean", "cls"):
             raise InputError(Problem("pooling", "None, mean or cls", repr(pooling)))
         sequences, length = self._visible(ids, attention_mask, token_type_ids, "encode")
-        hidden = encoding.encode(self._steps, sequences, length, "hidden", progress)
+        hidden = encoding.encode(self._executor, sequences, length, "hidden", progress)
         return hidden if pooling is None else encoding.pooled(hidden, sequences, pooling)
 
     def logits(self, ids: Any, attention_mask: Any = None, token_type_ids: Any = None, *, progress: Progress | None = None) -> np.ndarray:
@@ -201,20 +201,20 @@ class Model:
             found = 'none: task "hidden"'
             raise InputError(Problem("logits", "a model with a task head", found), hint="encode(ids) gives its hidden states")
         sequences, length = self._visible(ids, attention_mask, token_type_ids, "logits")
-        return encoding.encode(self._steps, sequences, length, "logits", progress)
+        return encoding.encode(self._executor, sequences, length, "logits", progress)
 
     def trace_encoder(self, ids: Any) -> tuple[list[np.ndarray], np.ndarray]:
         """As trace for an encoder: residual stream [rows, hidden] after embedding and each layer; logits, without a head hidden states."""
         sequences, _ = self._visible([ids], None, None, "trace_encoder")
-        return encoding.trace(self._steps, sequences[0])
+        return encoding.trace(self._executor, sequences[0])
 
     def forward(self, ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> Any:
         """log_probs as the backend's own tensor [B, T, vocab], on its device and whatever its size, differentiable where the backend is.
 
         Of an encoder, arguments and shape as logits, or as encode without a task head. Unsupported where a backend has no tensors.
         """
-        self._steps.check_open()
-        causal = self._steps.stack.causal
+        self._executor.check_open()
+        causal = self._executor.stack.causal
         own = getattr(self._runner, "forward" if causal else "forward_whole", None)
         if not causal:
             sequences, length = self._visible(ids, attention_mask, token_type_ids, "forward")
@@ -228,10 +228,10 @@ class Model:
             self._require_positions([rows[0]], "ids")
         if own is None:
             raise Unsupported(Problem("forward", "a backend with tensors of its own", self._explanation.backend))
-        return own(rows) if causal else encoding.forward(own, sequences, length, self._steps.stack)
+        return own(rows) if causal else encoding.forward(own, sequences, length, self._executor.stack)
 
     def _tokens(self, started: Generation) -> Generator[Token, None, None]:
-        tokens = generation.generate(self._steps, [started])
+        tokens = generation.generate(self._executor, [started])
         try:
             for _, token in tokens:
                 yield token
@@ -239,10 +239,10 @@ class Model:
             tokens.close()
 
     def _visible(self, ids: Any, attention_mask: Any, token_type_ids: Any, call: str) -> tuple[list[encoding.Visible], int]:
-        self._steps.check_open()
-        if self._steps.stack.causal:
+        self._executor.check_open()
+        if self._executor.stack.causal:
             raise InputError(Problem(call, "an encoder", f"task {self.spec.task}"), hint="log_probs, score and generate run it")
-        return encoding.visible_rows(ids, attention_mask, token_type_ids, self._steps.stack)
+        return encoding.visible_rows(ids, attention_mask, token_type_ids, self._executor.stack)
 
     def _require_language_model(self, call: str) -> None:
         if self.spec.task != "causal_lm":
@@ -250,7 +250,7 @@ class Model:
             raise InputError(Problem(call, "a causal language model", f"an encoder, task {self.spec.task}"), hint=f"{ours} run it")
 
     def _options(self, options: dict[str, Any]) -> GenerationOptions:
-        self._steps.check_open()
+        self._executor.check_open()
         self._require_language_model("generate")
         return generation_options(options, vocab=self.spec.vocab, has_tokenizer=self.tokenizer is not None)
 
@@ -258,12 +258,12 @@ class Model:
         """A model with positions ends a text, for its length, where they do."""
         ids = self._prompt(prompt, where)
         self._require_positions([ids], where)
-        most = self._steps.stack.most_rows
+        most = self._executor.stack.most_rows
         room = options.max_new_tokens if most is None else min(options.max_new_tokens, most - len(ids) + 1)  # the last one is not fed
         return Generation.start(ids, replace(options, max_new_tokens=room), self.tokenizer)
 
     def _require_positions(self, rows: list[np.ndarray], where: str) -> None:
-        most = self._steps.stack.most_rows
+        most = self._executor.stack.most_rows
         longest = max(range(len(rows)), key=lambda index: len(rows[index]))
         if most is not None and len(rows[longest]) > most:
             place = f"{where}[{longest}]" if where == "ids" and len(rows) > 1 else where

@@ -11,9 +11,9 @@ import numpy as np
 from engine.backends.plan import EmbeddingPlan, Stack
 from engine.backends.runner import Batch, Want
 from engine.errors import InputError, Problem
+from engine.runtime.executor import RESULT_FLOATS, STEP_ROWS, Executor, Tap, whole_batch
 from engine.runtime.inputs import SHOWN, matching_rows, token_rows
 from engine.runtime.scoring import MOST_RESULT_BYTES, Progress
-from engine.runtime.steps import RESULT_FLOATS, STEP_ROWS, Steps, Tap, whole_batch
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ def visible_rows(ids: Any, attention_mask: Any, token_type_ids: Any, stack: Stac
     return sequences, max(len(row) for row in rows)
 
 
-def encode(steps: Steps, sequences: Sequence[Visible], length: int, want: Want, progress: Progress | None = None) -> np.ndarray:
+def encode(executor: Executor, sequences: Sequence[Visible], length: int, want: Want, progress: Progress | None = None) -> np.ndarray:
     """Hidden states [B, length, hidden], logits [B, length, labels or vocab], of pooled labels [B, labels]; zeros for hidden tokens."""
-    width, pooled = _width(steps.stack, want)
+    width, pooled = _width(executor.stack, want)
     shape = (len(sequences), width) if pooled else (len(sequences), length, width)
     if (needed := int(np.prod(shape)) * 4) > MOST_RESULT_BYTES:
         raise InputError(Problem("ids", "a result of at most 2 GiB", f"{needed / 2**30:.1f} GiB for {list(shape)} numbers"))
     result = np.zeros(shape, np.float32)
     done, total = 0, sum(len(sequence.ids) for sequence in sequences)
     for group in _groups(sequences, min(STEP_ROWS, max(1, RESULT_FLOATS // width))):
-        found = _step(steps, [sequences[i] for i in group], want)
+        found = _step(executor, [sequences[i] for i in group], want)
         if pooled:
             result[group] = found
         for i, rows in zip(group, () if pooled else _split(found, [sequences[i] for i in group]), strict=not pooled):
@@ -86,11 +86,11 @@ def pooled(hidden: np.ndarray, sequences: Sequence[Visible], pooling: str) -> np
     return np.stack(means).astype(np.float32)
 
 
-def trace(steps: Steps, sequence: Visible) -> tuple[list[np.ndarray], np.ndarray]:
+def trace(executor: Executor, sequence: Visible) -> tuple[list[np.ndarray], np.ndarray]:
     """One sequence: residual stream [rows, hidden] after the embedding and after each layer; its logits, or without a head its output."""
     hidden: list[np.ndarray] = []
-    want: Want = "logits" if steps.stack.labels is not None or steps.stack.outputs else "hidden"
-    return hidden, _step(steps, [sequence], want, lambda _, rows: hidden.append(rows))
+    want: Want = "logits" if executor.stack.labels is not None or executor.stack.outputs else "hidden"
+    return hidden, _step(executor, [sequence], want, lambda _, rows: hidden.append(rows))
 
 
 def _visible(ids: np.ndarray, mask: np.ndarray, types: np.ndarray, plan: EmbeddingPlan) -> Visible:
@@ -128,8 +128,8 @@ def _groups(sequences: Sequence[Visible], most_rows: int) -> Iterator[list[int]]
     yield group
 
 
-def _step(steps: Steps, sequences: Sequence[Visible], want: Want, tap: Tap | None = None) -> np.ndarray:
-    result = steps.run_whole([sequence.rows for sequence in sequences], want, tap)
+def _step(executor: Executor, sequences: Sequence[Visible], want: Want, tap: Tap | None = None) -> np.ndarray:
+    result = executor.run_whole([sequence.rows for sequence in sequences], want, tap)
     found = result.hidden if want == "hidden" else result.logits
     assert found is not None
     return found

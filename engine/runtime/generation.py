@@ -7,14 +7,14 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
+from engine.runtime.executor import CHUNK, Executor, groups
 from engine.runtime.sampler import Draw
 from engine.runtime.sequence import Generation, Token
-from engine.runtime.steps import CHUNK, Steps, groups
 
 MOST_RUNNING = 64  # sequences decoded together
 
 
-def generate(steps: Steps, generations: Sequence[Generation]) -> Generator[tuple[int, Token], None, None]:
+def generate(executor: Executor, generations: Sequence[Generation]) -> Generator[tuple[int, Token], None, None]:
     """Yield (number of the generation, token) until each has its finish_reason; closing the iterator frees all slots."""
     waiting, running = deque(enumerate(generations)), list[tuple[int, Generation]]()
     try:
@@ -22,30 +22,30 @@ def generate(steps: Steps, generations: Sequence[Generation]) -> Generator[tuple
             batches = [running.copy()] if running else []
             while waiting and len(running) < MOST_RUNNING:
                 number, generation = waiting.popleft()
-                generation.slot = steps.open()
+                generation.slot = executor.open()
                 running.append((number, generation))
             fresh = running[len(batches[0]) if batches else 0 :]
             batches += [[fresh[i] for i in group] for group in groups([min(len(g.pending), CHUNK) for _, g in fresh])]
             for batch in batches:
-                draws = _advance(steps, [g for _, g in batch])
+                draws = _advance(executor, [g for _, g in batch])
                 for (number, generation), draw in zip(batch, draws, strict=True):
                     yield number, generation.accept(draw)
             ended = [g.slot for _, g in running if g.finish_reason]
             running = [(number, g) for number, g in running if not g.finish_reason]
-            steps.give_back(ended)
+            executor.give_back(ended)
     finally:
-        steps.give_back([g.slot for _, g in running])
+        executor.give_back([g.slot for _, g in running])
 
 
-def _advance(steps: Steps, batch: Sequence[Generation]) -> list[Draw]:
+def _advance(executor: Executor, batch: Sequence[Generation]) -> list[Draw]:
     """Feed what is pending, long prompts in chunks; the token that follows each."""
     while long := [g for g in batch if len(g.pending) > CHUNK]:
         rows = [g.pending[:CHUNK] for g in long]
-        steps.run(_slots(long), _positions(long), rows, "hidden")
+        executor.run(_slots(long), _positions(long), rows, "hidden")
         for generation in long:
             generation.position += CHUNK
             generation.pending = generation.pending[CHUNK:]
-    draws = steps.draw(_slots(batch), _positions(batch), [g.pending for g in batch], [g.request for g in batch])
+    draws = executor.draw(_slots(batch), _positions(batch), [g.pending for g in batch], [g.request for g in batch])
     for generation in batch:
         generation.position += len(generation.pending)
     return draws

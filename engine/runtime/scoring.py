@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.backends.runner import Want
 from engine.errors import InputError, Problem
-from engine.runtime.steps import CHUNK, RESULT_FLOATS, STEP_ROWS, Steps, Tap, groups
+from engine.runtime.executor import CHUNK, RESULT_FLOATS, STEP_ROWS, Executor, Tap, groups
 
 MOST_RESULT_BYTES = 2 << 30
 
@@ -32,24 +32,24 @@ class Score:
         return asdict(self) | {"token_nll": self.token_nll.tolist()}
 
 
-def log_probs(steps: Steps, ids: np.ndarray, progress: Progress | None = None) -> np.ndarray:
+def log_probs(executor: Executor, ids: np.ndarray, progress: Progress | None = None) -> np.ndarray:
     """ids [B, T] → float32 [B, T, vocab]; raises InputError above 2 GiB."""
-    needed = ids.size * steps.vocab * 4
+    needed = ids.size * executor.vocab * 4
     if needed > MOST_RESULT_BYTES:
-        found = f"{needed / 2**30:.1f} GiB for {list(ids.shape)} tokens × {steps.vocab}"
+        found = f"{needed / 2**30:.1f} GiB for {list(ids.shape)} tokens × {executor.vocab}"
         raise InputError(Problem("ids", "a result of at most 2 GiB", found), hint="score(ids) gives the tokens' own log-probabilities")
-    result = np.empty((*ids.shape, steps.vocab), np.float32)
-    for sequence, start, rows in _feed(steps, list(ids), None, CHUNK, progress):
+    result = np.empty((*ids.shape, executor.vocab), np.float32)
+    for sequence, start, rows in _feed(executor, list(ids), None, CHUNK, progress):
         result[sequence, start : start + len(rows)] = rows
     return result
 
 
-def score(steps: Steps, rows: Sequence[np.ndarray], segment: int = CHUNK, progress: Progress | None = None) -> Score:
+def score(executor: Executor, rows: Sequence[np.ndarray], segment: int = CHUNK, progress: Progress | None = None) -> Score:
     """rows: B sequences of token ids of any length, fed `segment` tokens at a time."""
     token_nll = np.full((len(rows), max(len(row) for row in rows) - 1), np.nan, np.float32)
     inputs, targets = [row[:-1] for row in rows], [row[1:] for row in rows]
     total, count = 0.0, sum(len(row) for row in inputs)
-    for sequence, start, nll in _feed(steps, inputs, targets, segment, progress):
+    for sequence, start, nll in _feed(executor, inputs, targets, segment, progress):
         token_nll[sequence, start : start + len(nll)] = nll
         total += float(nll.sum(dtype=np.float64))
     mean = total / count if count else float("nan")
@@ -58,19 +58,19 @@ def score(steps: Steps, rows: Sequence[np.ndarray], segment: int = CHUNK, progre
 
 
 def _feed(
-    steps: Steps, inputs: Sequence[np.ndarray], targets: Sequence[np.ndarray] | None, chunk: int, progress: Progress | None
+    executor: Executor, inputs: Sequence[np.ndarray], targets: Sequence[np.ndarray] | None, chunk: int, progress: Progress | None
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """Yield (sequence, its first row, the rows' results) chunk by chunk: -log p(target), or all log-probabilities without targets."""
     want: Want = "log_probs" if targets is None else "target_nll"
-    most_rows = max(1, min(STEP_ROWS, RESULT_FLOATS // steps.vocab)) if targets is None else STEP_ROWS
+    most_rows = max(1, min(STEP_ROWS, RESULT_FLOATS // executor.vocab)) if targets is None else STEP_ROWS
     chunk = min(chunk, most_rows)
     done, total = 0, sum(len(row) for row in inputs)
     for group in groups([min(len(row), chunk) for row in inputs], most_rows):
-        with steps.slots(len(group)) as slots:
+        with executor.slots(len(group)) as slots:
             for start in range(0, max(len(inputs[i]) for i in group), chunk):
                 live = [i for i in group if len(inputs[i]) > start]
                 rows = [inputs[i][start : start + chunk] for i in live]
-                result = steps.run(
+                result = executor.run(
                     slots[[i - group.start for i in live]],
                     np.full(len(live), start),
                     rows,
@@ -88,14 +88,14 @@ def _feed(
                     progress(done, total)
 
 
-def trace(steps: Steps, row: np.ndarray) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
+def trace(executor: Executor, row: np.ndarray) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
     """One sequence [T], a chunk at a time: (residual stream after the embedding and after each layer, log-probabilities)."""
-    chunk = max(1, min(CHUNK, RESULT_FLOATS // steps.vocab))
-    with steps.slots(1) as slots:
+    chunk = max(1, min(CHUNK, RESULT_FLOATS // executor.vocab))
+    with executor.slots(1) as slots:
         for start in range(0, len(row), chunk):
             hidden: list[np.ndarray] = []
             rows = [row[start : start + chunk]]
-            result = steps.run(slots, np.array([start]), rows, "log_probs", tap=_into(hidden))
+            result = executor.run(slots, np.array([start]), rows, "log_probs", tap=_into(hidden))
             assert result.log_probs is not None
             yield hidden, result.log_probs
 

@@ -13,7 +13,7 @@ import pytest
 import engine
 from engine.backends.plan import compile_stack
 from engine.errors import InputError, Unsupported
-from engine.runtime.steps import whole_batch
+from engine.runtime.executor import whole_batch
 from engine.spec import Absolute, AttentionSpec, Cluster, Embedding, FeedForward, LayerSpec, ModelSpec, Rotary
 from engine.spec.cost import model_cost
 from tests.oracle import hugging_face as oracle

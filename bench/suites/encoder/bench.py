@@ -27,7 +27,7 @@ from engine.checkpoint.surgery import mask, prune
 from engine.measure.clock import bar
 from engine.measure.gate import Gate
 from engine.runtime.encoding import visible_rows
-from engine.runtime.steps import whole_batch
+from engine.runtime.executor import whole_batch
 from engine_kernels.testing import difference, tolerance
 
 PART = "encoder"

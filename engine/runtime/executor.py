@@ -20,7 +20,7 @@ RESULT_FLOATS = 1 << 25  # numbers of a step's log-probabilities, 128 MiB
 Tap = Callable[[int, np.ndarray], None]
 
 
-class Steps:
+class Executor:
     """A Runner that several threads may use: one step at a time, each slot its caller's own."""
 
     def __init__(self, runner: Runner) -> None:
