@@ -29,6 +29,8 @@ Rounds = Annotated[int | None, typer.Option("--rounds", min=1, help="Samples of 
 Quick = Annotated[bool, typer.Option("--quick", help="Few rounds, and nothing written unless --out is given.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the rows and the picture; bench/results by default.")]
 
+DOCUMENTS = ("README.md", "docs/performance.md")
+
 
 @app.command()
 def s1(
@@ -129,20 +131,22 @@ def encoder(
 def report(
     check: Annotated[bool, typer.Option("--check", help="Fail when a table differs from its rows.")] = False,
     write: Annotated[bool, typer.Option("--write", help="Bring the tables up to date.")] = False,
-    document: Annotated[Path | None, typer.Option("--document", help="Where the tables stand; README.md by default.")] = None,
+    document: Annotated[Path | None, typer.Option("--document", help="README.md and docs/performance.md by default.")] = None,
     results: Annotated[Path | None, typer.Option("--results", help="Folder of the rows; bench/results by default.")] = None,
 ) -> None:
     """Make the tables between `<!-- bench:NAME -->` markers from their rows."""
-    from bench.core import report as tables
+    from bench.core import document as documents
     from bench.core.rows import RESULTS, ROOT
+    from bench.suites.tables import TABLES
 
-    document, results = document or ROOT / "README.md", results or RESULTS
+    results = results or RESULTS
     if check == write:
         raise typer.BadParameter("give --check or --write")
-    if check:
-        print(f"{document.name}: {tables.check(document, results)} tables agree with their rows")
-    else:
-        print(f"{document.name}: {'brought up to date' if tables.write(document, results) else 'up to date'}")
+    for each in [document] if document else [ROOT / name for name in DOCUMENTS]:
+        if check:
+            print(f"{each.name}: {documents.check(each, TABLES, results)} tables agree with their rows")
+        else:
+            print(f"{each.name}: {'brought up to date' if documents.write(each, TABLES, results) else 'up to date'}")
 
 
 @app.command()
@@ -209,9 +213,10 @@ def _compare(
     quiet: bool,
 ) -> None:
     """Measure the parts in turn; rows to out/NAME.jsonl, a picture of each part beside them, the tables to the screen."""
-    from bench.core import cases, picture, report, rows
+    from bench.core import cases, picture, rows
     from bench.core.engines import Settings
     from bench.suites import compare
+    from bench.suites.speedups import speedups
     from engine.measure.clock import bar
     from engine.measure.provenance import provenance
 
@@ -227,7 +232,7 @@ def _compare(
         wanted = list(compare.cases_of([each], batch or [1, 4], shape.rows))
         found = compare.measure(engines, wanted, settings, plan, labels=labels, quiet=quiet)
         failed += found.failed
-        print(report.speedups(found.rows))
+        print(speedups(found.rows))
         if out is not None:
             rows.replace_rows(out / f"{name}.jsonl", found.tried, found.rows)
             if found.rows:

@@ -11,13 +11,13 @@ from engine.spec.cost import inside, model_cost
 from engine.spec.cost_parts import Flops
 
 
-def layers_flops(spec: ModelSpec, *, phase: str, batch: int, rows: int) -> Flops:
+def layers_flops(spec: ModelSpec, *, work: str, batch: int, rows: int) -> Flops:
     """The layers alone: a segment of `rows` tokens of each sequence, or one token of each."""
     cost = inside(model_cost(spec, rows=rows, batch=batch))
-    return cost.prefill if phase == "prefill" else cost.decode
+    return cost.prefill if work == "score" else cost.decode
 
 
-def model_flops(spec: ModelSpec, ids: np.ndarray, targets: np.ndarray | None, *, phase: str) -> Flops:
+def model_flops(spec: ModelSpec, ids: np.ndarray, targets: np.ndarray | None, *, work: str) -> Flops:
     """Embedding, layers and vocabulary of ids [batch, rows].
 
     With targets their log-probabilities are computed: the first cluster for every row, a tail for the rows whose target is in it. Without,
@@ -25,9 +25,9 @@ def model_flops(spec: ModelSpec, ids: np.ndarray, targets: np.ndarray | None, *,
     """
     batch, rows = ids.shape
     cost = model_cost(spec, rows=rows, batch=batch, token_counts=_counts(ids, [c.size for c in spec.embedding.clusters]))
-    total = cost.prefill() if phase == "prefill" else cost.decode
+    total = cost.prefill() if work == "score" else cost.decode
     whole = next(part for part in cost.parts if part.name == "vocabulary")
-    full = whole.prefill if phase == "prefill" else whole.decode
+    full = whole.prefill if work == "score" else whole.decode
     assert isinstance(spec.head, Vocabulary)
     sizes = [c.size for c in spec.head.clusters]
     read = [batch] + [0] * (len(sizes) - 1) if targets is None else [targets.size, *_counts(targets, sizes)[1:]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,9 +16,8 @@ from engine.loading import RUNNERS
 from engine_kernels.backends import Wanted, resolve
 from engine_kernels.errors import KernelError
 
-Build = Callable[
-    [Any, str, int], Any
-]  # of a checkpoint or the files of an encoder, a precision and a number of threads: a Runner or an Encoder
+# Of a checkpoint or the files of an encoder, a precision and a number of threads: a Runner or an Encoder.
+Build = Callable[[Any, str, int], Any]
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,13 @@ class Peer:
             except KernelError as error:
                 return error.got
         return self.never
+
+
+def taking_part(peers: Sequence[Peer], named: Collection[str]) -> tuple[Peer, ...]:
+    """Those a user named, by engine or engine:dtype, in the order of the table; of our own the named ones, or all where none is."""
+    chosen = [peer for peer in peers if {peer.engine, f"{peer.engine}:{peer.dtype}"} & set(named)]
+    none_of_ours = not any(peer.ours for peer in chosen)
+    return tuple(peer for peer in peers if peer in chosen or (peer.ours and none_of_ours))
 
 
 def _backend(name: str) -> Build:

@@ -22,6 +22,7 @@ from engine.measure.gate import Gate
 from engine.measure.provenance import Digests
 from engine.measure.tokens import random_ids
 from engine.spec.cost_parts import Flops
+from engine_kernels.native import instruction_set
 
 REFERENCE = Settings("torch", "float32")
 
@@ -37,10 +38,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Case:
-    """part: "layers" leaves the vocabulary out, "model" has it; phase: "prefill" of a segment of rows tokens, or "decode" of one token."""
+    """part: "layers" leaves the vocabulary out, "model" has it; work: "score" of a segment of rows tokens, or "decode" of one token."""
 
     part: str
-    phase: str
+    work: str
     batch: int
     rows: int
 
@@ -102,10 +103,9 @@ def measure(
         for engine in engines:
             about = {
                 **labels,
-                **{"part": case.part, "phase": case.phase, "batch": case.batch, "rows": case.rows},
-                **{"tokens": case.rows if case.phase == "prefill" else plan.decoded},
-                **{"variant": engine.variant, "kept": sum(engine.heads), "heads": engine.heads},
-                **{"backend": settings.backend, "dtype": settings.dtype, "threads": threads},
+                **{"work": case.work, "part": case.part, "batch": case.batch, "rows": case.rows},
+                **{"model": engine.variant, "kept": sum(engine.heads), "heads": engine.heads},
+                **{"engine": settings.backend, "dtype": settings.dtype, "threads": threads},
                 "gate": gates[engine.name].to_dict(),
                 "digest": digests.of(engine.checkpoint.weights),
                 "reference_digest": digests.of(engine.reference.weights),
@@ -114,18 +114,19 @@ def measure(
             if engine not in passed:
                 outcome.failed.append(_failure(engine, case, gates[engine.name]))
             elif engines[0] in passed:  # without a dense figure there is nothing to compare with
-                outcome.rows.append(Row(**about, **_figures(engine, engines[0], case, plan, samples)))
+                measured = _figures(engine, engines[0], case, plan, samples)
+                outcome.rows.append(Row(**about, skipped=None, instruction_set=instruction_set(), prepared=0.0, **measured))
     return outcome
 
 
 def _gates(engines: list[Engine], runners: Mapping[str, Runner], case: Case, settings: Settings, *, quiet: bool) -> dict[str, Gate]:
     """Each engine on the path of the case against its masked model in one step, on plain PyTorch in float32."""
-    extra = case.rows if case.phase == "prefill" else DECODED
+    extra = case.rows if case.work == "score" else DECODED
     probe = Probe.draw(engines[0].checkpoint.spec.vocab, case.batch, case.rows, extra, seed=1)
-    path = probe.prefill if case.phase == "prefill" else probe.decode
+    path = probe.prefill if case.work == "score" else probe.decode
     exact: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}  # by the reference's id: masked and compact share one
     gates = {}
-    with bar(f"Checking {case.part}, {case.phase}, batch {case.batch}", len(engines), quiet=quiet) as advance:
+    with bar(f"Checking {case.part}, {case.work}, batch {case.batch}", len(engines), quiet=quiet) as advance:
         for engine in engines:
             if id(engine.reference) not in exact:
                 plain = None
@@ -143,7 +144,7 @@ def _time(engines: list[Engine], runners: Mapping[str, Runner], case: Case, plan
     streams = {engine.name: Stream(runners[engine.name], case.batch) for engine in engines}
     try:
         work = {engine.name: _call(engine, streams[engine.name], case, plan) for engine in engines}
-        with bar(f"Timing {case.part}, {case.phase}, batch {case.batch}", len(work) * (plan.rounds + plan.warmup), quiet=quiet) as advance:
+        with bar(f"Timing {case.part}, {case.work}, batch {case.batch}", len(work) * (plan.rounds + plan.warmup), quiet=quiet) as advance:
             return interleaved(work, rounds=plan.rounds, warmup=plan.warmup, advance=advance)
     finally:
         for stream in streams.values():
@@ -153,7 +154,7 @@ def _time(engines: list[Engine], runners: Mapping[str, Runner], case: Case, plan
 def _call(engine: Engine, stream: Stream, case: Case, plan: Plan) -> Callable[[], object]:
     ids, targets = _tokens(engine.checkpoint.spec.vocab, case)
     stream.step(ids, "hidden")
-    if case.phase == "prefill":
+    if case.work == "score":
         return partial(stream.step, ids, "hidden") if case.part == "layers" else partial(stream.step, ids, "target_nll", targets)
     return lambda: [stream.step(ids[:, :1], "hidden" if case.part == "layers" else "next") for _ in range(plan.decoded)]
 
@@ -164,40 +165,49 @@ def _tokens(vocab: int, case: Case) -> tuple[np.ndarray, np.ndarray]:
     return tokens[:, :-1], tokens[:, 1:]
 
 
-def call_flops(checkpoint: Checkpoint, case: Case, plan: Plan) -> Flops:
-    """FLOPs of one call of a case."""
-    spec, calls = checkpoint.spec, 1 if case.phase == "prefill" else plan.decoded
+def call_flops(checkpoint: Checkpoint, case: Case) -> Flops:
+    """FLOPs of a segment, or of one token of every sequence."""
+    spec = checkpoint.spec
     if case.part == "layers":
-        return layers_flops(spec, phase=case.phase, batch=case.batch, rows=case.rows) * calls
+        return layers_flops(spec, work=case.work, batch=case.batch, rows=case.rows)
     ids, targets = _tokens(spec.vocab, case)
-    if case.phase == "prefill":
-        return model_flops(spec, ids, targets, phase="prefill")
-    return model_flops(spec, ids[:, :1], None, phase="decode") * calls
+    if case.work == "score":
+        return model_flops(spec, ids, targets, work="score")
+    return model_flops(spec, ids[:, :1], None, work="decode")
 
 
 def _figures(engine: Engine, dense: Engine, case: Case, plan: Plan, samples: Mapping[str, list[float]]) -> dict[str, Any]:
-    """What was counted and what was measured, beside the dense model."""
-    mine, base = call_flops(engine.checkpoint, case, plan), call_flops(dense.checkpoint, case, plan)
+    """What was counted and what was measured, beside the dense model; FLOPs and seconds of a segment, or of one token of every sequence.
+
+    nominal, nominal_executed: the dense model's FLOPs over this one's.  achieved: median over the rounds of dense seconds / this one's.
+    efficiency: achieved / nominal.
+    """
+    mine, base = call_flops(engine.checkpoint, case), call_flops(dense.checkpoint, case)
     nominal, achieved = base.needed / mine.needed, paired_ratio(samples[dense.name], samples[engine.name])
+    steps = 1 if case.work == "score" else plan.decoded
+    seconds = [sample / steps for sample in samples[engine.name]]
     return {
-        "flops": {"needed": mine.needed, "executed": mine.executed},
-        "nominal": nominal,
-        "nominal_executed": base.executed / mine.executed,
-        "achieved": achieved,
-        "efficiency": achieved / nominal,
-        "percentiles": percentiles(samples[engine.name]),
-        "samples": samples[engine.name],
+        "figures": {
+            "flops_needed": mine.needed,
+            "flops_executed": mine.executed,
+            "nominal": nominal,
+            "nominal_executed": base.executed / mine.executed,
+            "achieved": achieved,
+            "efficiency": achieved / nominal,
+        },
+        "percentiles": percentiles(seconds),
+        "samples": seconds,
     }
 
 
 def _failure(engine: Engine, case: Case, found: Gate) -> str:
-    where = f"{engine.name}, {case.part}, {case.phase}, batch {case.batch}"
+    where = f"{engine.name}, {case.part}, {case.work}, batch {case.batch}"
     return f"{where}: log-probabilities differ by {found.difference:.3g}, allowed {found.limit:.3g} against {found.against}"
 
 
 def cases_of(parts: list[str], batches: list[int], rows: int) -> Iterator[Case]:
-    """Every part × phase × batch."""
+    """Every part × work × batch."""
     for part in parts:
-        for phase in ("prefill", "decode"):
+        for work in ("score", "decode"):
             for batch in batches:
-                yield Case(part, phase, batch, rows)
+                yield Case(part, work, batch, rows)

@@ -1,3 +1,4 @@
 """The `headcount` command."""
 
-from engine.cli.app import main as main
+from engine.cli.headcount import app as app
+from engine.cli.headcount import main as main

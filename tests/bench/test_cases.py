@@ -88,9 +88,9 @@ def test_the_calls_flops_are_engine_costs_where_all_of_it_is_read() -> None:
     spec = cases.dense_spec(TINY, vocabulary=False)
     ids = random_ids(spec.vocab, (4, 12), seed=0)
     cost = model_cost(spec, rows=12, batch=4)
-    assert nominal.model_flops(spec, ids, ids, phase="prefill") == cost.prefill()
-    assert nominal.model_flops(spec, ids[:, :1], None, phase="decode") == cost.decode
-    inside = nominal.layers_flops(spec, phase="decode", batch=4, rows=12)
+    assert nominal.model_flops(spec, ids, ids, work="score") == cost.prefill()
+    assert nominal.model_flops(spec, ids[:, :1], None, work="decode") == cost.decode
+    inside = nominal.layers_flops(spec, work="decode", batch=4, rows=12)
     assert inside.needed == sum(layer.decode.needed for layer in cost.layers)
 
 

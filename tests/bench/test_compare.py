@@ -11,9 +11,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bench import cli
-from bench.core import cases, report
+from bench.core import cases
+from bench.core import document as documents
 from bench.core.cases import Geometry
 from bench.core.rows import read_rows
+from bench.suites.tables import TABLES
 from engine.checkpoint import Checkpoint
 from engine.errors import CheckpointError, EngineError
 
@@ -39,34 +41,35 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_engine_has_a_row_in_every_case(results: Path) -> None:
     rows = read_rows(results / "s1.jsonl")
-    expected = {(p, f, b, v, k) for p in ("layers", "model") for f in ("prefill", "decode") for b in (1, 3) for v, k in ENGINES}
-    assert {(r.part, r.phase, r.batch, r.variant, r.kept) for r in rows} == expected
+    expected = {(p, w, b, m, k) for p in ("layers", "model") for w in ("score", "decode") for b in (1, 3) for m, k in ENGINES}
+    assert {(r.part, r.work, r.batch, r.model, r.kept) for r in rows} == expected
     assert len(rows) == len(expected)
 
 
 def test_rows_say_what_they_are_to_be_judged_by(results: Path) -> None:
     for row in read_rows(results / "s1.jsonl"):
         assert len(row.samples) == 3 and min(row.samples) > 0
-        assert 0 <= row.gate["difference"] <= row.gate["limit"] == 2e-4
+        assert row.gate is not None and 0 <= row.gate["difference"] <= row.gate["limit"] == 2e-4
         assert len(row.digest) == len(row.reference_digest) == 64
-        assert (row.digest == row.reference_digest) == (row.variant != "compact")
-        assert (row.backend, row.dtype, row.threads, row.geometry) == ("torch", "float32", 1, "tiny")
+        assert (row.digest == row.reference_digest) == (row.model != "compact")
+        assert (row.engine, row.dtype, row.threads, row.geometry) == ("torch", "float32", 1, "tiny")
         assert set(row.percentiles) == {"10", "25", "50", "75", "90", "99"}
         assert set(row.machine) == {"system", "processor", "cores", "instruction_sets"}
         assert row.versions["torch"] and row.versions["python"]
         assert set(row.commit) == {"id", "dirty"}
-        assert row.efficiency == pytest.approx(row.achieved / row.nominal)
-        assert row.flops["executed"] >= row.flops["needed"] > 0
+        figures = row.figures
+        assert figures["efficiency"] == pytest.approx(figures["achieved"] / figures["nominal"])
+        assert figures["flops_executed"] >= figures["flops_needed"] > 0
 
 
 def test_nominal_speed_ups_follow_the_heads(results: Path) -> None:
     for row in read_rows(results / "s1.jsonl"):
         if row.part == "layers":
-            assert row.nominal == pytest.approx(12 / row.kept if row.variant == "compact" else 1.0)
-        elif row.variant == "compact":
-            assert 1 < row.nominal < 12 / row.kept  # the vocabulary is not pruned
-        if row.variant == "dense":
-            assert row.achieved == 1.0
+            assert row.figures["nominal"] == pytest.approx(12 / row.kept if row.model == "compact" else 1.0)
+        elif row.model == "compact":
+            assert 1 < row.figures["nominal"] < 12 / row.kept  # the vocabulary is not pruned
+        if row.model == "dense":
+            assert row.figures["achieved"] == 1.0
 
 
 def test_rows_name_no_host_and_no_path(results: Path) -> None:
@@ -97,14 +100,14 @@ def test_narrow_dtypes_have_their_own_rows(results: Path, tmp_path: Path) -> Non
     assert done.exit_code == 0, done.output
     rows = read_rows(tmp_path / "s1.jsonl")
     assert {row.dtype for row in rows} == {"bfloat16"} and len(rows) == 10
-    assert all(2e-4 < row.gate["limit"] < 1 for row in rows)
+    assert all(row.gate is not None and 2e-4 < row.gate["limit"] < 1 for row in rows)
 
 
 def test_sparsity_takes_levels(tmp_path: Path) -> None:
     arguments = ("--geometry", "tiny", "--quick", "--quiet", "--backend", "torch", "--batch", 1, "--out", tmp_path)
     done = run("sparsity", "--levels", "0,50,75", *arguments)
     assert done.exit_code == 0, done.output
-    assert [row.kept for row in read_rows(tmp_path / "sparsity.jsonl") if row.variant != "masked"] == [12, 6, 3] * 2
+    assert [row.kept for row in read_rows(tmp_path / "sparsity.jsonl") if row.model != "masked"] == [12, 6, 3] * 2
     assert isinstance(run("sparsity", "--levels", "0,x", *arguments).exception, EngineError)
 
 
@@ -126,7 +129,7 @@ def test_wrong_heads_get_no_figure(monkeypatch: pytest.MonkeyPatch, results: Pat
     assert done.exit_code == 1
     assert isinstance(done.exception, EngineError) and "compact 4, layers, decode, batch 1" in str(done.exception)
     left = [r for r in read_rows(tmp_path / "s1.jsonl") if r.part == "layers" and r.batch == 1]
-    assert left and "compact" not in {r.variant for r in left}  # not even the earlier figure
+    assert left and "compact" not in {r.model for r in left}  # not even the earlier figure
     assert "–" in done.output
 
 
@@ -175,15 +178,15 @@ def test_tables_are_written_checked_and_a_change_is_found(results: Path, tmp_pat
 
 def test_markers_that_cannot_be_filled_are_errors(results: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="no such table"):
-        report.check(document(tmp_path / "unknown.md", "s2"), results)
+        documents.check(document(tmp_path / "unknown.md", "s2"), TABLES, results)
     with pytest.raises(EngineError, match="rows to make it from"):
-        report.check(document(tmp_path / "empty.md", "sparsity-layers"), results)
+        documents.check(document(tmp_path / "empty.md", "sparsity-layers"), TABLES, results)
     half = tmp_path / "half.md"
     half.write_text("<!-- bench:s1-layers -->\n")
     with pytest.raises(EngineError, match="closed"):
-        report.check(half, results)
+        documents.check(half, TABLES, results)
     with pytest.raises(CheckpointError):
-        report.check(tmp_path / "none.md", results)
+        documents.check(tmp_path / "none.md", TABLES, results)
     assert isinstance(run("report", "--check", "--write").exception, SystemExit)
 
 

@@ -14,11 +14,10 @@ from typer.testing import CliRunner, Result
 from bench import cli
 from bench.core import cases
 from bench.core.machine import STEP, Machine, buffer_of
-from bench.core.rows import read_kind
+from bench.core.rows import Row, read_rows
 from bench.suites.cpu import growth as cpu_growth
 from bench.suites.cpu import report as cpu_report
 from bench.suites.cpu.limits import touched_bytes
-from bench.suites.cpu.rows import CpuRow
 from engine.errors import EngineError, InputError
 
 PEERS = ("--peer", "cpu:float32", "--peer", "cpu:bfloat16", "--peer", "published", "--peer", "openvino:int8")
@@ -40,15 +39,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(results: Path) -> list[CpuRow]:
-    return read_kind(results / "cpu.jsonl", CpuRow)
+def rows(results: Path) -> list[Row]:
+    return read_rows(results / "cpu.jsonl")
 
 
-def of(rows: list[CpuRow], **wanted: Any) -> list[CpuRow]:
+def of(rows: list[Row], **wanted: Any) -> list[Row]:
     return [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]
 
 
-def test_every_engine_has_a_row_for_every_work(rows: list[CpuRow]) -> None:
+def test_every_engine_has_a_row_for_every_work(rows: list[Row]) -> None:
     assert len({row.key for row in rows}) == len(rows)
     for part in ("layers", "model"):
         for kept in (4, 12):
@@ -57,7 +56,7 @@ def test_every_engine_has_a_row_for_every_work(rows: list[CpuRow]) -> None:
                 assert [row.name for row in found] == ["cpu float32", "cpu bfloat16", "published float32", "openvino int8"]
 
 
-def test_a_figure_has_its_gate_and_a_skipped_engine_its_reason(rows: list[CpuRow]) -> None:
+def test_a_figure_has_its_gate_and_a_skipped_engine_its_reason(rows: list[Row]) -> None:
     for row in rows:
         if row.engine == "openvino":
             assert row.skipped and not row.samples and row.gate is None and not row.percentiles
@@ -68,7 +67,7 @@ def test_a_figure_has_its_gate_and_a_skipped_engine_its_reason(rows: list[CpuRow
         assert len(row.digest) == 64 and set(row.commit) == {"id", "dirty"} and row.instruction_set
 
 
-def test_ratios_are_to_each_of_our_precisions(rows: list[CpuRow]) -> None:
+def test_ratios_are_to_each_of_our_precisions(rows: list[Row]) -> None:
     for row in of(rows, engine="published"):
         assert set(row.figures) == {"times_cpu float32", "times_cpu bfloat16"} and min(row.figures.values()) > 0
     for row in of(rows, work="decode", engine="cpu"):
@@ -76,7 +75,7 @@ def test_ratios_are_to_each_of_our_precisions(rows: list[CpuRow]) -> None:
         assert row.figures[f"times_{row.name}"] == 1.0
 
 
-def test_limits_have_what_they_are_held_against(rows: list[CpuRow]) -> None:
+def test_limits_have_what_they_are_held_against(rows: list[Row]) -> None:
     for row in of(rows, work="attention") + of(rows, work="bandwidth"):
         assert row.figures["peak"] > 0 and row.figures["share"] > 0
     shares = of(rows, work="score share", dtype="float32")
@@ -84,7 +83,7 @@ def test_limits_have_what_they_are_held_against(rows: list[CpuRow]) -> None:
     assert shares[0].figures["of_dense"] == 1.0
 
 
-def test_growth_covers_rows_sequences_and_heads(rows: list[CpuRow], results: Path) -> None:
+def test_growth_covers_rows_sequences_and_heads(rows: list[Row], results: Path) -> None:
     assert [row.rows for row in of(rows, work="growth rows")] == [12, 48]
     assert [row.batch for row in of(rows, work="growth batch")] == [1, 2, 4, 8, 16, 32, 64]
     assert [row.kept for row in of(rows, work="growth heads")] == [0, 3, 6, 9, 12]
@@ -106,7 +105,7 @@ def test_wrong_heads_get_no_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(cases, "compact", lambda dense, kept: right(dense, [range(len(heads)) for heads in kept]))
     done = cpu(tmp_path, "--work", "score", "--kept", 4)
     assert done.exit_code == 1 and "cpu float32, score, layers, 4 heads" in str(done.exception)
-    assert {row.name for row in read_kind(tmp_path / "cpu.jsonl", CpuRow) if row.samples} <= {"cpu bfloat16"}
+    assert {row.name for row in read_rows(tmp_path / "cpu.jsonl") if row.samples} <= {"cpu bfloat16"}
 
 
 def test_a_peer_that_breaks_is_skipped_and_ours_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -115,7 +114,7 @@ def test_a_peer_that_breaks_is_skipped_and_ours_is_not(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("bench.peers.published.PublishedRunner.start", broken)
     assert cpu(tmp_path, "--work", "score", "--kept", 4).exit_code == 0
-    skipped = of(read_kind(tmp_path / "cpu.jsonl", CpuRow), engine="published")
+    skipped = of(read_rows(tmp_path / "cpu.jsonl"), engine="published")
     assert [row.skipped for row in skipped] == ["RuntimeError: first line"]
     monkeypatch.setattr("engine.backends.cpu.CpuRunner.step", broken)
     assert isinstance(cpu(tmp_path, "--work", "score", "--kept", 4).exception, RuntimeError)
@@ -124,7 +123,7 @@ def test_a_peer_that_breaks_is_skipped_and_ours_is_not(monkeypatch: pytest.Monke
 def test_an_engine_too_slow_for_rounds_has_one_sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("bench.suites.cpu.run.Plan", lambda **options: replace(cpu_plan(), patience=0.0))
     assert cpu(tmp_path, "--work", "score", "--kept", 4).exit_code == 0
-    measured = [row for row in read_kind(tmp_path / "cpu.jsonl", CpuRow) if not row.skipped]
+    measured = [row for row in read_rows(tmp_path / "cpu.jsonl") if not row.skipped]
     assert measured and all(len(row.samples) == 1 for row in measured)
 
 
@@ -162,7 +161,7 @@ def test_the_machine_does_what_is_counted(threads: int) -> None:
         assert found == reduce(lambda a, b: a ^ b, words.tolist())
 
 
-def test_tables_follow_their_rows(rows: list[CpuRow], results: Path, tmp_path: Path) -> None:
+def test_tables_follow_their_rows(rows: list[Row], results: Path, tmp_path: Path) -> None:
     ours, published = of(rows, work="score", kept=4, part="layers", dtype="float32")
     ours = replace(ours, percentiles={**ours.percentiles, "50": 0.010})
     slow = replace(published, figures={"times_cpu float32": 21.5}, percentiles={**published.percentiles, "50": 0.215})

@@ -14,12 +14,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bench import cli
-from bench.core.rows import read_kind
+from bench.core.rows import Row, read_rows
 from bench.peers import encoder_transformers
 from bench.peers.base import Skipped
 from bench.peers.encoder_table import PEERS
 from bench.peers.encoder_transformers import TransformersEncoder
-from bench.suites.cpu.rows import CpuRow
 from bench.suites.encoder import bench as encoder
 from bench.suites.encoder import cases as encoder_cases
 from bench.suites.encoder import report as encoder_report
@@ -39,7 +38,7 @@ def run(out: Path, *arguments: str) -> Result:
     return CliRunner().invoke(cli.app, ["encoder", "--geometry", "tiny", "--quick", "--quiet", "--out", str(out), *arguments])
 
 
-def of(rows: list[CpuRow], **wanted: Any) -> list[CpuRow]:
+def of(rows: list[Row], **wanted: Any) -> list[Row]:
     return [row for row in rows if all(getattr(row, name) == value for name, value in wanted.items())]
 
 
@@ -56,11 +55,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rows(results: Path) -> list[CpuRow]:
-    return read_kind(results / "encoder.jsonl", CpuRow)
+def rows(results: Path) -> list[Row]:
+    return read_rows(results / "encoder.jsonl")
 
 
-def test_every_engine_has_a_row_for_every_work(rows: list[CpuRow]) -> None:
+def test_every_engine_has_a_row_for_every_work(rows: list[Row]) -> None:
     assert len({row.key for row in rows}) == len(rows)
     for work in ("one", "ragged"):
         for kept in (9, 6):
@@ -70,7 +69,7 @@ def test_every_engine_has_a_row_for_every_work(rows: list[CpuRow]) -> None:
                 assert found == ([] if left_out else [*OURS, "torch float32", *list(OTHERS)[1:3], "openvino int8", "ctranslate2 float32"])
 
 
-def test_a_figure_has_its_gate_and_a_missing_engine_its_reason(rows: list[CpuRow]) -> None:
+def test_a_figure_has_its_gate_and_a_missing_engine_its_reason(rows: list[Row]) -> None:
     for row in rows:
         installed = all(find_spec(package) for package in OTHERS.get(row.name, ()))
         if not installed:
@@ -83,7 +82,7 @@ def test_a_figure_has_its_gate_and_a_missing_engine_its_reason(rows: list[CpuRow
             assert row.engine == "openvino" or (row.engine, row.kept) == ("ctranslate2", 6)
 
 
-def test_the_ratio_of_flops_is_counted(rows: list[CpuRow]) -> None:
+def test_the_ratio_of_flops_is_counted(rows: list[Row]) -> None:
     dense = encoder_cases.dense_encoder(TINY)
     pruned = prune(dense, encoder_cases.pruned_heads(TINY))
     for work in ("one", "ragged"):
@@ -114,7 +113,7 @@ def test_wrong_heads_get_no_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(encoder, "prune", lambda dense, kept: prune(dense, [range(len(heads)) for heads in kept]))
     done = run(tmp_path, "--peer", "cpu:float32")
     assert done.exit_code == 1 and "cpu float32, one, encoder, 6 heads" in str(done.exception)
-    assert [row.kept for row in read_kind(tmp_path / "encoder.jsonl", CpuRow)] == [9]
+    assert [row.kept for row in read_rows(tmp_path / "encoder.jsonl")] == [9]
 
 
 def test_an_engine_that_breaks_or_would_take_too_long_is_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -123,10 +122,10 @@ def test_an_engine_that_breaks_or_would_take_too_long_is_skipped(monkeypatch: py
 
     monkeypatch.setattr("bench.peers.encoder_torch.PlainEncoder.forward", broken)
     assert run(tmp_path, "--peer", "cpu:float32", "--peer", "torch:float32").exit_code == 0
-    assert {row.skipped for row in of(read_kind(tmp_path / "encoder.jsonl", CpuRow), engine="torch")} == {"RuntimeError: first line"}
+    assert {row.skipped for row in of(read_rows(tmp_path / "encoder.jsonl"), engine="torch")} == {"RuntimeError: first line"}
     monkeypatch.setattr(encoder, "LONGEST_CALL", 0.0)
     assert run(tmp_path, "--peer", "cpu:float32", "--work", "ragged").exit_code == 0
-    found = of(read_kind(tmp_path / "encoder.jsonl", CpuRow), work="ragged")
+    found = of(read_rows(tmp_path / "encoder.jsonl"), work="ragged")
     assert found and all(row.skipped and "of the 5 texts took" in row.skipped and not row.samples for row in found)
 
 
@@ -173,7 +172,7 @@ def test_a_worker_says_how_long_it_took(monkeypatch: pytest.MonkeyPatch, tmp_pat
         worker.call(Texts((np.array([7]),)))
 
 
-def test_tables_follow_their_rows(rows: list[CpuRow], results: Path, tmp_path: Path) -> None:
+def test_tables_follow_their_rows(rows: list[Row], results: Path, tmp_path: Path) -> None:
     ours, plain = (of(rows, work="one", kept=6, threads=1, dtype="float32", engine=engine)[0] for engine in ("cpu", "torch"))
     plain = replace(
         plain, figures={**plain.figures, "times_cpu float32": 1.3, "of_dense": 0.9}, percentiles={**plain.percentiles, "50": 0.215}

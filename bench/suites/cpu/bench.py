@@ -19,9 +19,9 @@ from bench.core import cases
 from bench.core.cases import Geometry, Kept
 from bench.core.engines import Settings, Stream, build
 from bench.core.gate import Probe
+from bench.core.rows import Row, key_of
 from bench.peers.base import Skipped
 from bench.peers.table import Peer
-from bench.suites.cpu.rows import CpuRow, key_of
 from engine.backends.runner import Runner
 from engine.checkpoint import Checkpoint
 from engine.measure.clock import bar, interleaved, paired_ratio, percentiles
@@ -74,6 +74,17 @@ class Model:
     def kept(self) -> int:
         return sum(map(len, self.heads))
 
+    @property
+    def kind(self) -> str:
+        """dense where every head of the source is kept."""
+        layers = self.compact.spec.layers
+        return "dense" if all(layer.attention.heads == layer.attention.source_heads for layer in layers) else "compact"
+
+    def close(self) -> None:
+        """Let every engine made of it go."""
+        self.runners.clear()
+        self.references.clear()
+
     def reference(self, dtype: str, threads: int) -> Runner:
         """The masked model on plain PyTorch."""
         if dtype not in self.references:
@@ -85,7 +96,7 @@ class Model:
 class Outcome:
     """rows: what was measured or skipped; failed: a line for every gate that did not pass, those have no row; tried: the keys of both."""
 
-    rows: list[CpuRow] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     tried: list[tuple[object, ...]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
@@ -125,7 +136,7 @@ class Recorder:
         about = {
             **self.labels,
             **{"work": item.work, "part": item.part, "batch": item.batch, "rows": item.rows},
-            **{"kept": model.kept, "heads": [len(heads) for heads in model.heads]},
+            **{"model": model.kind, "kept": model.kept, "heads": [len(heads) for heads in model.heads]},
             **{"engine": peer.engine, "dtype": peer.dtype, "threads": self.threads},
         }
         self.outcome.tried.append(key_of(about))
@@ -136,7 +147,7 @@ class Recorder:
         runner = model.runners.get(peer.name)
         if samples:
             about["versions"] = {**about["versions"], **versions(peer, runner)}
-        row = CpuRow(
+        row = Row(
             **about,
             skipped=skipped,
             gate=None if gate is None else gate.to_dict(),

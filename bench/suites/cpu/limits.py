@@ -59,7 +59,7 @@ def attention(bench: Bench, peers: Sequence[Peer]) -> None:
     shape = narrow(bench.shape)
     model = Model.of(cases.dense_model(shape, vocabulary=False), (tuple(range(shape.heads)),))
     item = Item("attention", "layers", 1, shape.rows)
-    flops = layers_flops(model.compact.spec, phase="prefill", batch=1, rows=shape.rows).needed
+    flops = layers_flops(model.compact.spec, work="score", batch=1, rows=shape.rows).needed
     with Machine(bench.threads) as machine:
         for peer in peers:
             gates, skipped = bench.gates(model, [peer], item)

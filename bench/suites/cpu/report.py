@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.suites.cpu.rows import CpuRow
+from bench.core.rows import Row, commits
 
+FILE = "cpu.jsonl"
 ATTENTION = 0.23  # 700 of the 3,100 GFLOP/s of a processor with matrix registers
 
 
@@ -32,7 +33,7 @@ class Target:
         return [*cells, target, f"{self.achieved:.2f}×", "yes" if met else "no"]
 
 
-def targets(rows: Iterable[CpuRow]) -> str:
+def targets(rows: Iterable[Row]) -> str:
     """What was wanted of the layers beside what the rows say; "" without rows."""
     found = _sorted(row for row in rows if row.part == "layers" and row.samples)
     head = ["work", "kept", "threads", "ours", "against", "target", "achieved", "met"]
@@ -42,9 +43,9 @@ def targets(rows: Iterable[CpuRow]) -> str:
     return table([head, ["---", "--:", "--:", "---", "---", "--:", "--:", "---"], *(line.line() for line in lines)])
 
 
-def _against_peers(rows: list[CpuRow]) -> Iterator[Target]:
+def _against_peers(rows: list[Row]) -> Iterator[Target]:
     """A segment and a token of one sequence: the fastest of our precisions against the published algorithm and against the best peer."""
-    groups: dict[tuple[str, int, int], list[CpuRow]] = {}
+    groups: dict[tuple[str, int, int], list[Row]] = {}
     for row in rows:
         if row.work in ("score", "decode") and row.batch == 1:
             groups.setdefault((row.work, row.kept, row.threads), []).append(row)
@@ -62,7 +63,7 @@ def _against_peers(rows: list[CpuRow]) -> Iterator[Target]:
             yield Target(_work(work, 1), kept, threads, best.name, f"best peer, {name}", 4, times[name])
 
 
-def _against_machine(rows: list[CpuRow]) -> Iterator[Target]:
+def _against_machine(rows: list[Row]) -> Iterator[Target]:
     for row in rows:
         if row.work == "attention":
             against = f"registers, {row.figures['peak'] / 1e9:.0f} GFLOP/s"
@@ -72,7 +73,7 @@ def _against_machine(rows: list[CpuRow]) -> Iterator[Target]:
             yield Target("a token", row.kept, row.threads, row.name, against, 0.8, row.figures["share"])
 
 
-def _against_itself(rows: list[CpuRow]) -> Iterator[Target]:
+def _against_itself(rows: list[Row]) -> Iterator[Target]:
     for row in rows:
         if "tokens_gained" in row.figures:
             wanted = 10 if row.batch >= 64 else 5
@@ -86,12 +87,12 @@ def _against_itself(rows: list[CpuRow]) -> Iterator[Target]:
             yield Target(work, row.kept, row.threads, row.name, f"all heads × {share:.3f}", 1.05, over, most=True)
 
 
-def peers(rows: Iterable[CpuRow]) -> str:
+def peers(rows: Iterable[Row]) -> str:
     """Milliseconds of every engine, how many times ours in float32 they are, a column for each piece of work; "" without rows."""
     shown = _sorted(row for row in rows if row.work in ("score", "decode"))
     measured = [row for row in shown if row.samples]
     columns = sorted({(row.work, row.batch) for row in measured}, key=lambda column: (column[0] != "score", column[1]))
-    lines: dict[tuple[object, ...], dict[tuple[str, int], CpuRow]] = {}
+    lines: dict[tuple[object, ...], dict[tuple[str, int], Row]] = {}
     for row in measured:
         lines.setdefault((row.part, row.kept, row.threads, row.name), {})[(row.work, row.batch)] = row
     reasons = dict.fromkeys(f"{row.name}: {row.skipped}" for row in shown if row.skipped)
@@ -104,23 +105,22 @@ def peers(rows: Iterable[CpuRow]) -> str:
     return heading(measured) + table(text) + ("\n" + skipped if skipped else "")
 
 
-def heading(rows: Sequence[CpuRow], against: str = "our float32") -> str:
+def heading(rows: Sequence[Row], against: str = "our float32") -> str:
     """Where and how the rows came about; against: what the numbers in brackets are multiples of."""
     row = rows[-1]
-    commits = sorted({f"{str(r.commit['id'])[:10]}{' with changes' if r.commit['dirty'] else ''}" for r in rows})
     gates = [r.gate for r in rows if r.gate is not None and r.dtype == "float32"]
     compiled = max((r.prepared for r in rows if r.engine == "compile"), default=0)
     rounds = " or ".join(map(str, sorted({len(r.samples) for r in rows})))
     largest = max((gate["difference"] for gate in gates), default=0)
     return (
-        f"{row.machine['processor']}, {row.machine['cores']} cores ({', '.join(row.machine['instruction_sets'])}; our kernels: "
-        f"{row.instruction_set}); PyTorch {row.versions.get('torch')}; medians of {rounds}, in brackets how many times {against} "
+        f"{row.machine['cores']} cores, our kernels: {row.instruction_set}; PyTorch {row.versions.get('torch')}; "
+        f"medians of {rounds}, in brackets how many times {against} "
         f"in the same rounds; largest float32 gate difference {largest:.1e} of 2.0e-04 allowed; "
-        f"{f'torch.compile prepared for up to {compiled:.0f} s; ' if compiled else ''}commit {', '.join(commits)}.\n\n"
+        f"{f'torch.compile prepared for up to {compiled:.0f} s; ' if compiled else ''}commit {', '.join(commits(rows))}.\n\n"
     )
 
 
-def draw(rows: Sequence[CpuRow], folder: Path) -> None:
+def draw(rows: Sequence[Row], folder: Path) -> None:
     """Write cpu-growth.png where there are rows of growth and matplotlib."""
     try:
         from matplotlib.figure import Figure
@@ -152,7 +152,7 @@ def draw(rows: Sequence[CpuRow], folder: Path) -> None:
     (folder / "cpu-growth.png").write_bytes(buffer.getvalue())
 
 
-def _sorted(rows: Iterable[CpuRow]) -> list[CpuRow]:
+def _sorted(rows: Iterable[Row]) -> list[Row]:
     """Layers before whole models, few threads before many, all heads before few; engines stay in their order."""
     return sorted(rows, key=lambda row: (row.part, row.threads, -row.kept))
 
@@ -161,14 +161,14 @@ def _work(work: str, batch: int) -> str:
     return "a segment" if work == "score" else f"a token × {batch}" if batch > 1 else "a token"
 
 
-def _cell(row: CpuRow | None) -> str:
+def _cell(row: Row | None) -> str:
     if row is None:
         return "–"
     times = row.figures.get("times_cpu float32")
     return f"{milliseconds(row)} ms" + ("" if times is None or row.name == "cpu float32" else f" ({times:.2f})")
 
 
-def milliseconds(row: CpuRow) -> str:
+def milliseconds(row: Row) -> str:
     """Its median, three digits or so."""
     value = row.median * 1000
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from bench.core import cases, rows
 from bench.core.cases import Geometry, Kept
-from bench.peers.table import PEERS, Peer
+from bench.core.rows import Row
+from bench.peers.table import PEERS, Peer, taking_part
 from bench.suites.cpu import growth as cpu_growth
 from bench.suites.cpu import limits as cpu_limits
 from bench.suites.cpu import report as cpu_report
 from bench.suites.cpu.bench import Bench, Item, Model, Outcome, Plan, items_of
-from bench.suites.cpu.rows import FILE, CpuRow
+from bench.suites.cpu.report import FILE
 from engine.checkpoint import Checkpoint
 from engine.errors import EngineError, InputError, Problem
 from engine.measure.clock import bar
@@ -67,7 +68,7 @@ class Asked:
             shape=shape,
             works=tuple(works or (WORKS[:-1] if quick else WORKS)),
             kept=tuple(kept or ([min(lists)] if quick else lists)),
-            peers=tuple(peer for peer in PEERS if (peer.ours and not peers) or {peer.engine, f"{peer.engine}:{peer.dtype}"} & set(wanted)),
+            peers=taking_part(PEERS, wanted),
             parts=tuple(parts or (["layers"] if quick else ["layers", "model"])),
             batches=tuple(batches or ([1] if quick else [1, 16, 64])),
             threads=tuple(threads or ([1] if quick else [1, 2])),
@@ -86,7 +87,7 @@ def run(asked: Asked, out: Path | None, *, quiet: bool) -> None:
     """Measure, print the tables, keep the rows in out/cpu.jsonl; raises EngineError for gates that did not pass."""
     labels = {"bench": "cpu", "geometry": asked.shape.name, **provenance()}
     failed: list[str] = []
-    found: list[CpuRow] = []
+    found: list[Row] = []
     for part in asked.parts:
         with bar("Drawing weights", 1, quiet=quiet):
             dense = cases.dense_model(asked.shape, vocabulary=part == "model")
@@ -94,13 +95,13 @@ def run(asked: Asked, out: Path | None, *, quiet: bool) -> None:
             bench = Bench(threads, asked.plan, labels, quiet, shape=asked.shape)
             for _ in _measured(bench, asked, dense, part):
                 if out is not None:
-                    rows.replace_rows(out / FILE, bench.outcome.tried, bench.outcome.rows, CpuRow)
+                    rows.replace_rows(out / FILE, bench.outcome.tried, bench.outcome.rows)
                 failed += bench.outcome.failed
                 found += bench.outcome.rows
                 bench.outcome = Outcome()
     print("\n".join(filter(None, (cpu_report.peers(found), cpu_report.targets(found)))))
     if out is not None:
-        cpu_report.draw(rows.read_kind(out / FILE, CpuRow), out)
+        cpu_report.draw(rows.read_rows(out / FILE), out)
     if failed:
         raise EngineError(["gates did not pass, and what they guard has no figure:", *failed])
 

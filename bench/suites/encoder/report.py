@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from bench.core.rows import Row
 from bench.suites.cpu.report import Target, heading, milliseconds, table
-from bench.suites.cpu.rows import CpuRow
 
 FILE = "encoder.jsonl"
 PRECISIONS = {"float32": 1.2, "bfloat16": 1.5, "int8": 1.5}  # least times the best peer of the same precision must take on one text
@@ -13,7 +13,7 @@ OTHERS = ("transformers", "onnxruntime", "openvino", "ctranslate2")
 RAGGED = 2.0  # and on a ragged batch, in any precision
 
 
-def engines(rows: Iterable[CpuRow]) -> str:
+def engines(rows: Iterable[Row]) -> str:
     """Milliseconds of every engine on the dense and the pruned model, and their ratio beside that of FLOPs; "" without rows."""
     shown = list(rows)
     measured = [row for row in shown if row.samples]
@@ -25,7 +25,7 @@ def engines(rows: Iterable[CpuRow]) -> str:
     skipped = "Skipped: " + "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items()) + ".\n" if reasons else ""
     if not measured:
         return skipped
-    lines: dict[tuple[object, ...], dict[bool, CpuRow]] = {}
+    lines: dict[tuple[object, ...], dict[bool, Row]] = {}
     for row in sorted(measured, key=lambda row: (row.batch, row.threads)):  # engines stay in their order
         lines.setdefault((_texts(row), row.threads, row.name), {})[row.figures["flops_of_dense"] == 1] = row
     head = ["texts", "threads", "engine", "all heads", "pruned", "pruned / all", "FLOPs"]
@@ -38,9 +38,9 @@ def engines(rows: Iterable[CpuRow]) -> str:
     return about + heading(measured, "ours of the same precision") + table(text) + ("\n" + skipped if skipped else "")
 
 
-def targets(rows: Iterable[CpuRow]) -> str:
+def targets(rows: Iterable[Row]) -> str:
     """What was wanted of each of our precisions beside the best peer of the same one; "" without rows."""
-    groups: dict[tuple[object, ...], list[CpuRow]] = {}
+    groups: dict[tuple[object, ...], list[Row]] = {}
     for row in sorted(rows, key=lambda row: (row.batch, row.threads, -row.kept)):
         if row.samples:
             groups.setdefault((row.work, row.kept, row.threads, row.dtype), []).append(row)
@@ -58,21 +58,21 @@ def targets(rows: Iterable[CpuRow]) -> str:
     return table([head, ["---", "--:", "--:", "---", "---", "--:", "--:", "---"], *lines]) if lines else ""
 
 
-def _texts(row: CpuRow) -> str:
+def _texts(row: Row) -> str:
     """How many, and of how many tokens."""
     if row.batch == 1:
         return f"1 of {row.rows} tokens"
     return f"{row.batch} of {row.figures['tokens']:.0f} tokens, padded {row.batch * row.rows}"
 
 
-def _cell(row: CpuRow | None) -> str:
+def _cell(row: Row | None) -> str:
     if row is None:
         return "–"
     times = row.figures.get(f"times_cpu {row.dtype}")
     return f"{milliseconds(row)} ms" + ("" if times is None or row.engine == "cpu" else f" ({times:.2f})")
 
 
-def _ratios(pruned: CpuRow | None) -> list[str]:
+def _ratios(pruned: Row | None) -> list[str]:
     if pruned is None:
         return ["–", "–"]
     found = [pruned.figures.get(name) for name in ("of_dense", "flops_of_dense")]

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bench.core import rows
+from bench.core.rows import Row
 from bench.peers.encoder_table import PEERS
-from bench.peers.table import Peer
+from bench.peers.table import Peer, taking_part
 from bench.suites.cpu.bench import Outcome, Plan
-from bench.suites.cpu.rows import CpuRow
 from bench.suites.encoder import cases as encoder_cases
 from bench.suites.encoder import report as encoder_report
 from bench.suites.encoder.bench import EncoderBench, EncoderModel
@@ -57,7 +57,7 @@ class Asked:
         return Asked(
             shape=shape,
             works=tuple(works or (WORKS[:1] if quick else WORKS)),
-            peers=tuple(peer for peer in PEERS if (peer.ours and not peers) or {peer.engine, f"{peer.engine}:{peer.dtype}"} & set(wanted)),
+            peers=taking_part(PEERS, wanted),
             threads=tuple(threads or ([1] if quick else [1, 2])),
             plan=plan if rounds is None else replace(plan, rounds=rounds),
         )
@@ -71,7 +71,7 @@ def run(asked: Asked, out: Path | None, *, quiet: bool, as_json: bool) -> None:
     """
     labels = {"bench": "encoder", "geometry": asked.shape.name, **provenance()}
     failed: list[str] = []
-    found: list[CpuRow] = []
+    found: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         with bar("Drawing weights", 1, quiet=quiet):
             dense = encoder_cases.dense_encoder(asked.shape)
@@ -83,7 +83,7 @@ def run(asked: Asked, out: Path | None, *, quiet: bool, as_json: bool) -> None:
                 both = work == "one" or threads == asked.threads[0]
                 bench.compare(models if both else models[1:], asked.peers, work)
                 if out is not None:
-                    rows.replace_rows(out / FILE, bench.outcome.tried, bench.outcome.rows, CpuRow)
+                    rows.replace_rows(out / FILE, bench.outcome.tried, bench.outcome.rows)
                 failed += bench.outcome.failed
                 found += bench.outcome.rows
                 bench.outcome = Outcome()
