@@ -15,9 +15,12 @@ from bench import cli
 from bench.core import cases
 from bench.core.machine import STEP, Machine, buffer_of
 from bench.core.rows import Row, read_rows
+from bench.peers.table import PEERS as PEERS_OF_TABLE
+from bench.peers.table import taking_part
 from bench.suites.cpu import growth as cpu_growth
 from bench.suites.cpu import report as cpu_report
 from bench.suites.cpu.limits import touched_bytes
+from bench.suites.cpu.run import Asked, memory_of
 from engine.errors import EngineError, InputError
 
 PEERS = ("--peer", "cpu:float32", "--peer", "cpu:bfloat16", "--peer", "published", "--peer", "openvino:int8")
@@ -137,6 +140,29 @@ def test_unknown_words_are_errors(tmp_path: Path) -> None:
     for arguments in (["--work", "walk"], ["--kept", 5], ["--peer", "abacus"], ["--part", "half"]):
         assert isinstance(cpu(tmp_path, *arguments).exception, InputError), arguments
     assert list(tmp_path.iterdir()) == []
+
+
+def test_our_own_take_part_whatever_is_named() -> None:
+    named = [peer.name for peer in taking_part(PEERS_OF_TABLE, ["openvino:int8"])]
+    assert named == ["cpu float32", "cpu bfloat16", "cpu int8", "openvino int8"]
+    assert [peer.name for peer in taking_part(PEERS_OF_TABLE, ["cpu:int8", "published"])] == ["cpu int8", "published float32"]
+
+
+def test_a_run_that_needs_more_memory_than_there_is_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("bench.core.memory.machine_bytes", lambda: 1 << 20)
+    done = cpu(tmp_path, "--work", "decode", "--kept", 4, "--batch", 64)
+    assert isinstance(done.exception, EngineError) and "for all engines at once" in str(done.exception)
+    monkeypatch.setattr("bench.core.memory.machine_bytes", lambda: 25_000_000_000)
+    monkeypatch.setattr("bench.peers.table.Peer.refusal", lambda peer: None)  # as if every engine were installed
+    assert Asked.of("s1", None, None, None, None, None, None, None, False).batches == (1, 16)
+    assert memory_of(cases.S1, [128], PEERS_OF_TABLE, 64) > memory_of(cases.S1, [59], PEERS_OF_TABLE, 64)
+
+
+def test_a_finished_model_lets_its_engines_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    closed: list[int] = []
+    monkeypatch.setattr("bench.suites.cpu.bench.Model.close", lambda model: closed.append(len(model.runners)))
+    assert cpu(tmp_path, "--work", "score", "--kept", 4, "--kept", 12).exit_code == 0
+    assert len(closed) == 2 and min(closed) > 0
 
 
 def test_a_token_touches_weights_and_rings() -> None:

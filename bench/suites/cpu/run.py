@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.core import cases, rows
 from bench.core.cases import Geometry, Kept
+from bench.core.memory import fits, needed_bytes, require_memory
 from bench.core.rows import Row
 from bench.peers.table import PEERS, Peer, taking_part
 from bench.suites.cpu import growth as cpu_growth
@@ -23,7 +25,8 @@ from engine.measure.provenance import provenance
 WORKS = ("score", "decode", "share", "attention", "bandwidth", "growth")
 QUICK_PEERS = ("cpu:float32", "cpu:bfloat16", "cpu:int8", "published", "torch:float32", "onnxruntime:float32", "openvino:float32")
 LENGTHS = (192, 512, 1024, 2048, 4096, 8192)
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
+BATCHES = (1, 2, 4, 8, 16, 32, 64)  # of growth
+BATCHES_SHOWN = (1, 16, 64)  # of decode, those that fit into this machine
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,16 @@ class Asked:
             raise InputError(problems)
         wanted = peers or (QUICK_PEERS if quick else sorted(engines))
         plan = Plan(rounds=2, tokens=4, patience=1.0) if quick else Plan()
+        peers_asked = taking_part(PEERS, wanted)
+        kept_asked = tuple(kept or ([min(lists)] if quick else lists))
+        usual = (1,) if quick else tuple(batch for batch in BATCHES_SHOWN if fits(memory_of(shape, kept_asked, peers_asked, batch)))
         return Asked(
             shape=shape,
             works=tuple(works or (WORKS[:-1] if quick else WORKS)),
-            kept=tuple(kept or ([min(lists)] if quick else lists)),
-            peers=taking_part(PEERS, wanted),
+            kept=kept_asked,
+            peers=peers_asked,
             parts=tuple(parts or (["layers"] if quick else ["layers", "model"])),
-            batches=tuple(batches or ([1] if quick else [1, 16, 64])),
+            batches=tuple(batches or usual),
             threads=tuple(threads or ([1] if quick else [1, 2])),
             lengths=LENGTHS if shape == cases.S1 else (shape.rows, 4 * shape.rows),
             plan=plan if rounds is None else replace(plan, rounds=rounds),
@@ -83,8 +89,18 @@ def models_of(shape: Geometry) -> dict[int, Kept]:
     return {shape.heads * shape.layers: (every,) * shape.layers} | cases.kept_lists(shape)
 
 
+def memory_of(shape: Geometry, kept: Sequence[int], peers: Sequence[Peer], batch: int) -> int:
+    """Bytes of all engines on the largest of the models, with its vocabulary."""
+    spec = cases.dense_spec(shape, vocabulary=True).with_kept(models_of(shape)[max(kept)])
+    return needed_bytes(spec, [peer for peer in peers if peer.refusal() is None], batch)
+
+
 def run(asked: Asked, out: Path | None, *, quiet: bool) -> None:
     """Measure, print the tables, keep the rows in out/cpu.jsonl; raises EngineError for gates that did not pass."""
+    needed = memory_of(asked.shape, asked.kept, asked.peers, max(asked.batches))
+    require_memory(needed, hint="name fewer engines with --peer, smaller batches with --batch, or models of fewer heads with --kept")
+    if not quiet:
+        print(f"up to about {needed / 2**30:.1f} GiB of memory, all engines of a model at once", file=sys.stderr)
     labels = {"bench": "cpu", "geometry": asked.shape.name, **provenance()}
     failed: list[str] = []
     found: list[Row] = []
@@ -118,6 +134,7 @@ def _measured(bench: Bench, asked: Asked, dense: Checkpoint, part: str) -> Itera
         if "bandwidth" in asked.works and part == "layers":
             cpu_limits.bandwidth(bench, model, ours)
             yield
+        model.close()
     if part != "layers":
         return
     if "attention" in asked.works:
@@ -128,6 +145,8 @@ def _measured(bench: Bench, asked: Asked, dense: Checkpoint, part: str) -> Itera
         for item in (Item("score", part, 1, asked.shape.rows), Item("decode", part, 1, 1)):
             cpu_limits.proportion(bench, models, ours, item)
             yield
+        for model in models:
+            model.close()
     if "growth" in asked.works:
         smallest = Model.of(dense, lists[min(asked.kept)])
         cpu_growth.growth(bench, dense, smallest, ours[0], lengths=asked.lengths, batches=BATCHES)
