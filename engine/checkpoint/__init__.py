@@ -12,5 +12,6 @@ from engine.checkpoint.directory import destination as destination
 from engine.checkpoint.directory import digest as digest
 from engine.checkpoint.directory import is_engine_directory as is_engine_directory
 from engine.checkpoint.directory import read as read
+from engine.checkpoint.directory import require_outside as require_outside
 from engine.checkpoint.directory import save as save
 from engine.checkpoint.directory import validate as validate

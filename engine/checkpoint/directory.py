@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from engine.checkpoint.new_directory import new_directory
+from engine.checkpoint.side_files import SideFiles
 from engine.checkpoint.tensor_file import FLOATS, INDEX, TENSORS, read_tensors, write_tensors
-from engine.errors import CheckpointError, Problem, SpecMismatch
+from engine.errors import CheckpointError, ConversionError, Problem, SpecMismatch
 from engine.spec import FORMAT_VERSION, ModelSpec, Shapes
-from engine.spec.strict_json import parse_json, read_bytes, read_json
+from engine.spec.strict_json import parse_json
 
 Weights = Mapping[str, np.ndarray]
 
@@ -54,33 +55,38 @@ def digest(array: np.ndarray) -> str:
     return state.hexdigest()
 
 
-def is_engine_directory(path: str | os.PathLike[str]) -> bool:
-    """Whether a directory's config.json names a format_version, even if the rest of it is damaged; never raises."""
+def is_engine_directory(path: str | os.PathLike[str], files: SideFiles | None = None) -> bool:
+    """Whether a directory's config.json names a format_version, even if the rest of it is damaged; never raises.
+
+    files: those of `path`, where a caller reads them again.
+    """
+    files = files or SideFiles(Path(path))
     try:
-        data = read_bytes(Path(path) / CONFIG)
+        data = files.bytes(files.folder / CONFIG)
     except CheckpointError:
         return False
     try:
-        config = parse_json(data, CONFIG)
+        config = files.json(files.folder / CONFIG)
     except CheckpointError:
         return b'"format_version"' in data  # so that reading it tells what is damaged
     return isinstance(config, dict) and "format_version" in config
 
 
-def read(directory: str | os.PathLike[str], *, check: bool = False) -> Checkpoint:
-    """Read an engine directory, its weights memory-mapped and read-only; `check` verifies every digest.
+def read(directory: str | os.PathLike[str], *, check: bool = False, files: SideFiles | None = None) -> Checkpoint:
+    """Read an engine directory, its weights memory-mapped and read-only; `check` verifies every digest. files: as is_engine_directory.
 
     Raises CheckpointError for files that are not what the format says, SpecMismatch for a spec or tensors that contradict each other.
     """
     directory = Path(directory)
-    config = _read_config(directory / CONFIG)
+    files = files or SideFiles(directory)
+    config = _checked_config(files.json(directory / CONFIG), directory / CONFIG)
     spec = ModelSpec.from_dict(config["spec"], source=str(directory / CONFIG))
     tensors = _tensor_path(directory)
     weights = read_tensors(tensors)
     validate(spec, weights, source=_described(tensors, config["provenance"]))
     weights = {name: weights[name] for name in spec.tensors()}
     _check_digests(weights, config["digests"], str(directory / CONFIG), verify=check)
-    tokenizer = _read_tokenizer(directory / TOKENIZER)
+    tokenizer = _read_tokenizer(files)
     return Checkpoint(spec, weights, config["provenance"], tokenizer)
 
 
@@ -89,6 +95,13 @@ def destination(directory: str | os.PathLike[str]) -> Path:
     if not isinstance(directory, (str, os.PathLike)) or not str(directory) or "\0" in str(directory):
         raise CheckpointError(f"output directory: {repr(directory)[:60]} is no path and cannot be written")
     return Path(directory)
+
+
+def require_outside(source: str | os.PathLike[str], output: Path) -> None:
+    """Raise ConversionError where replacing `output` would take the source away."""
+    inner, outer = Path(source).resolve(), output.resolve()
+    if outer == inner or outer in inner.parents:
+        raise ConversionError(Problem("output directory", f"a place that does not hold the source {source}", str(output)))
 
 
 def save(checkpoint: Checkpoint, directory: str | os.PathLike[str], *, force: bool = False) -> None:
@@ -146,8 +159,7 @@ def _unpruned(spec: ModelSpec, shapes: Shapes, weights: Weights) -> bool:
     return False
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    config = read_json(path)
+def _checked_config(config: Any, path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "format_version" not in config:
         raise CheckpointError(
             Problem(f"{path}: format_version", str(FORMAT_VERSION), "nothing"),
@@ -189,11 +201,12 @@ def _check_digests(weights: Weights, digests: Mapping[str, Any], source: str, *,
         raise CheckpointError(problems, source=source, hint=DAMAGED)
 
 
-def _read_tokenizer(path: Path) -> str | None:
-    if not path.exists():
+def _read_tokenizer(files: SideFiles) -> str | None:
+    if not files.has(TOKENIZER):
         return None
+    path = files.folder / TOKENIZER
     try:
-        return read_bytes(path).decode()
+        return files.bytes(path).decode()
     except UnicodeDecodeError as error:
         raise CheckpointError(Problem(str(path), "text in UTF-8", f"byte 0x{error.object[error.start]:02x} at {error.start}")) from None
 

@@ -1,4 +1,4 @@
-"""A directory that appears whole or not at all: written beside its destination, then renamed."""
+"""A directory or a file that appears whole or not at all: written beside its destination, then renamed."""
 
 from __future__ import annotations
 
@@ -43,6 +43,17 @@ def new_directory(destination: Path) -> Iterator[Path]:
     with suppress(OSError):  # the new directory stands; a failure from here on is not a failure to save
         _sync(destination.parent)
         _remove_left_overs(destination, "old")
+
+
+def new_file(destination: Path, data: bytes) -> None:
+    """Write a file, in the place of one that stands there; its folder is made where there is none. Raises OSError."""
+    temporary = _sibling(destination, "new")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        os.replace(temporary, destination)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _install(temporary: Path, destination: Path) -> None:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -28,7 +28,7 @@ MAX_RANK = 8
 ALIGN = 64
 DAMAGED = "the file is damaged or was not written as safetensors: copy or convert it again"
 
-DTYPES: dict[str, np.dtype[Any]] = {
+TYPES: dict[str, np.dtype[Any]] = {  # what the format calls a type of number → NumPy's
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -38,7 +38,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     **{f"{sign}{8 * size}": np.dtype(f"<{sign.lower()}{size}") for sign in "IU" for size in (1, 2, 4, 8)},
     "BOOL": np.dtype(bool),
 }
-TAGS = {dtype: tag for tag, dtype in DTYPES.items()}
+TAGS = {dtype: tag for tag, dtype in TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,21 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
-    start, entries = _read_header(path)
-    if not entries:
-        return {}
+    """Opened once: the header is read and the file mapped through one handle."""
+    if not path.is_file():  # a pipe or a device could block for ever
+        raise CheckpointError(Problem(str(path), "a file", "a directory" if path.is_dir() else "nothing"))
     try:
-        data = np.asarray(np.memmap(path, dtype=np.uint8, mode="r", offset=0))
+        file = open(path, "rb")  # noqa: SIM115 - the with statement below holds it
     except (OSError, ValueError) as error:
-        raise CheckpointError(Problem(str(path), "a file that can be mapped", str(error))) from error
+        raise CheckpointError(Problem(str(path), "a readable file", str(error))) from error
+    with file:
+        start, entries = _read_header(file, path)
+        if not entries:
+            return {}
+        try:
+            data = np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(Problem(str(path), "a file that can be mapped", str(error))) from error
     if data.size != start + max(entry.stop for entry in entries.values()):
         raise CheckpointError(Problem(str(path), "a file nobody is writing to", "one that changed while it was read"))
     return {name: _view(data[start + entry.start : start + entry.stop], entry) for name, entry in entries.items()}
@@ -133,15 +141,12 @@ def _view(data: np.ndarray, entry: _Entry) -> np.ndarray:
     return array
 
 
-def _read_header(path: Path) -> tuple[int, dict[str, _Entry]]:
+def _read_header(file: BinaryIO, path: Path) -> tuple[int, dict[str, _Entry]]:
     """Where the data starts, and what lies there; raises CheckpointError unless the tensors fill the file exactly."""
-    if not path.is_file():  # a pipe or a device could block for ever
-        raise CheckpointError(Problem(str(path), "a file", "a directory" if path.is_dir() else "nothing"))
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            text = file.read(length) if length <= min(MAX_HEADER, size - 8) else b""
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if length <= min(MAX_HEADER, size - 8) else b""
     except (OSError, ValueError) as error:
         raise CheckpointError(Problem(str(path), "a readable file", str(error))) from error
     if not text.startswith(b"{"):
@@ -177,15 +182,15 @@ def _entry(name: str, value: Any, problems: list[Problem]) -> _Entry | None:
         problems.append(Problem(name, "dtype, shape and data_offsets", _shown(value)))
         return None
     tag, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(tag, str) or tag not in DTYPES:
-        problems.append(Problem(f"{name}: dtype", "one of " + ", ".join(DTYPES), _shown(tag)))
+    if not isinstance(tag, str) or tag not in TYPES:
+        problems.append(Problem(f"{name}: dtype", "one of " + ", ".join(TYPES), _shown(tag)))
     if not _counts(shape, least=0) or len(shape) > MAX_RANK:  # a layer without heads may be stored as matrices of no rows
         problems.append(Problem(f"{name}: shape", f"at most {MAX_RANK} sizes", _shown(shape)))
     if not _counts(offsets, least=0) or len(offsets) != 2 or offsets[0] > offsets[1]:
         problems.append(Problem(f"{name}: data_offsets", "a first and a last byte", _shown(offsets)))
     if len(problems) > before:
         return None
-    entry = _Entry(DTYPES[tag], tuple(shape), offsets[0], offsets[1])
+    entry = _Entry(TYPES[tag], tuple(shape), offsets[0], offsets[1])
     needed = math.prod(entry.shape) * entry.dtype.itemsize
     if needed != entry.stop - entry.start:
         problems.append(Problem(name, f"{needed} bytes for {list(entry.shape)} of {entry.dtype.name}", f"{entry.stop - entry.start} bytes"))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -32,37 +35,31 @@ class LoadedFile:
 def load_tensors(path: Path) -> LoadedFile:
     """The state dict of a .ckpt, .pt, .pth, .bin or .safetensors file; raises ConversionError whatever the bytes are."""
     source = path.name
-    _check_file(path)
     if path.suffix == ".safetensors":
+        _check_file(path)
         return LoadedFile(_stripped(_load_safetensors(path), source), {})
-    content = _torch_load(path)
-    state, extras = _state_dict(content, source)
-    problems: list[Problem] = []
-    arrays: dict[str, np.ndarray] = {}
-    for key, value in state.items():
-        name = _printable(key)
-        if not isinstance(key, str) or name in arrays:
-            problems.append(Problem(name, "the name of one tensor", repr(type(key).__name__)))
-            continue
-        array = _to_array(name, value, path.stat().st_size, problems)
-        if array is not None:
-            arrays[name] = array
-    if problems:
-        raise ConversionError(problems, source=source, hint=SAVE_HINT)
-    _check_records(path, state.values())
+    with _opened(path) as file:
+        state, extras = _state_dict(_torch_load(path, file), source)
+        problems: list[Problem] = []
+        arrays: dict[str, np.ndarray] = {}
+        for key, value in state.items():
+            name = _printable(key)
+            if not isinstance(key, str) or name in arrays:
+                problems.append(Problem(name, "the name of one tensor", repr(type(key).__name__)))
+                continue
+            array = _to_array(name, value, path.stat().st_size, problems)
+            if array is not None:
+                arrays[name] = array
+        if problems:
+            raise ConversionError(problems, source=source, hint=SAVE_HINT)
+        _check_records(path, file, state.values())
     return LoadedFile(_stripped(arrays, source), extras)
 
 
 def load_array(path: Path) -> np.ndarray:
     """The one tensor a .pt file holds, such as a head mask; raises ConversionError for anything else."""
-    _check_file(path)
-    problems: list[Problem] = []
-    value = _torch_load(path)
-    array = _to_array("the file", value, path.stat().st_size, problems)
-    if array is None:
-        raise ConversionError(problems, source=path.name, hint="save one tensor: torch.save(mask, 'mask.pt')")
-    _check_records(path, [value])
-    return array
+    with _opened(path) as file:
+        return _one_array(_torch_load(path, file), path, file)
 
 
 def load_head_mask(path: Path) -> np.ndarray:
@@ -70,20 +67,37 @@ def load_head_mask(path: Path) -> np.ndarray:
 
     Raises ConversionError as load_array does, and where the second mask would be lost.
     """
-    _check_file(path)
-    value = _torch_load(path)
-    if not isinstance(value, (tuple, list)) or len(value) != 2 or not _is_tensor(value[0]):
-        return load_array(path)
+    with _opened(path) as file:
+        value = _torch_load(path, file)
+        if not isinstance(value, (tuple, list)) or len(value) != 2 or not _is_tensor(value[0]):
+            return _one_array(value, path, file)
+        problems: list[Problem] = []
+        size = path.stat().st_size
+        heads = _to_array("head mask", value[0], size, problems)
+        inner = None if value[1] is None else _to_array("feed-forward mask", value[1], size, problems)
+        if inner is not None and (cut := int((inner == 0).sum())):
+            problems.append(Problem("feed-forward mask", "none, or ones: only heads are pruned here", f"{cut} zeros"))
+        if heads is None or problems:
+            raise ConversionError(problems, source=path.name, hint="save the mask of the heads alone: torch.save(masks[0], 'heads.pt')")
+        _check_records(path, file, [held for held in value if held is not None])
+        return heads
+
+
+def _one_array(value: Any, path: Path, file: BinaryIO) -> np.ndarray:
     problems: list[Problem] = []
-    size = path.stat().st_size
-    heads = _to_array("head mask", value[0], size, problems)
-    inner = None if value[1] is None else _to_array("feed-forward mask", value[1], size, problems)
-    if inner is not None and (cut := int((inner == 0).sum())):
-        problems.append(Problem("feed-forward mask", "none, or ones: only heads are pruned here", f"{cut} zeros"))
-    if heads is None or problems:
-        raise ConversionError(problems, source=path.name, hint="save the mask of the heads alone: torch.save(masks[0], 'heads.pt')")
-    _check_records(path, [held for held in value if held is not None])
-    return heads
+    array = _to_array("the file", value, path.stat().st_size, problems)
+    if array is None:
+        raise ConversionError(problems, source=path.name, hint="save one tensor: torch.save(mask, 'mask.pt')")
+    _check_records(path, file, [value])
+    return array
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The one handle through which a pickle is looked at; torch, which maps files by their names alone, opens its own."""
+    _check_file(path)
+    with path.open("rb") as file:
+        yield file
 
 
 def _check_file(path: Path) -> None:
@@ -94,8 +108,8 @@ def _check_file(path: Path) -> None:
             raise ConversionError(Problem("source", "a checkpoint file", "a directory or device"), source=str(path))
         if path.stat().st_size == 0:
             raise ConversionError(Problem("source", "a checkpoint file", "an empty file"), source=str(path))
-        with path.open("rb"):
-            pass
+        if not os.access(path, os.R_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise ConversionError(Problem("source", "a readable file", str(error)), source=str(path)) from error
 
@@ -107,7 +121,7 @@ def _load_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise ConversionError(error.problems, source=path.name, hint=error.hint) from error
 
 
-def _torch_load(path: Path) -> Any:
+def _torch_load(path: Path, file: BinaryIO) -> Any:
     """torch.load with weights_only; zip archives are memory-mapped, which also bounds every storage by the file's own bytes."""
     try:
         import torch
@@ -118,26 +132,26 @@ def _torch_load(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=_is_zip(file))
     except Exception as error:  # damaged bytes make torch and pickle raise anything from KeyError to MemoryError
         raise _load_error(error, path) from error
 
 
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+def _is_zip(file: BinaryIO) -> bool:
+    file.seek(0)
+    return file.read(4) == b"PK\x03\x04"
 
 
-def _check_records(path: Path, tensors: Iterable[Any]) -> None:
+def _check_records(path: Path, file: BinaryIO, tensors: Iterable[Any]) -> None:
     """Raise ConversionError where the pickle tells other sizes than the archive's records have.
 
     torch takes its word when it maps a file, and a tensor would show the bytes of its neighbours.
     """
-    if not _is_zip(path):
+    if not _is_zip(file):
         return
     storages = {held.data_ptr(): held.nbytes() for held in (value.untyped_storage() for value in tensors) if held.nbytes()}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             records = Counter(record.file_size for record in archive.infolist() if "/data/" in record.filename)
     except Exception as error:  # damaged archives make zipfile raise more than BadZipFile
         raise _load_error(error, path) from error

@@ -13,7 +13,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from engine.checkpoint.tensor_file import DTYPES, read_tensors, write_tensors
+from engine.checkpoint.tensor_file import TYPES, read_tensors, write_tensors
 from engine.errors import CheckpointError
 
 
@@ -32,7 +32,7 @@ def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
 def by_the_library(data: bytes) -> dict[str, np.ndarray]:
     """Its NumPy reader knows no bfloat16, so its raw one."""
     return {
-        name: np.frombuffer(value["data"], DTYPES[value["dtype"]]).reshape(value["shape"]) for name, value in safetensors.deserialize(data)
+        name: np.frombuffer(value["data"], TYPES[value["dtype"]]).reshape(value["shape"]) for name, value in safetensors.deserialize(data)
     }
 
 
