@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 
 import numpy as np
 
+from engine.backends.choice import build_runner, choose_backend, require_limits
 from engine.backends.fold import fold
 from engine.backends.plan import compile_stack
 from engine.backends.runner import Batch, Limits, Runner, StepResult, Want
 from engine.checkpoint import Checkpoint
-from engine.errors import BackendUnavailable, InputError, Problem
-from engine.loading import DTYPES, RUNNERS
-from engine_kernels.backends import Wanted, resolve
-from engine_kernels.errors import KernelError
+from engine_kernels.backends import Wanted
 
 
 @dataclass(frozen=True)
@@ -28,20 +25,14 @@ class Settings:
     @staticmethod
     def resolved(backend: str, dtype: str, threads: int | None) -> Settings:
         """From the words a user gives; raises BackendUnavailable or InputError for those that cannot be had."""
-        if dtype not in DTYPES:
-            raise InputError(Problem("dtype", ", ".join(sorted(DTYPES)), repr(dtype)))
-        try:
-            name = resolve(backend, Wanted(dtype=DTYPES[dtype])).name
-        except KernelError as error:
-            raise BackendUnavailable(Problem(error.argument, error.expected, error.got)) from None
-        return Settings(name, DTYPES[dtype], threads)
+        limits = require_limits(dtype, "auto", threads, None)
+        return Settings(choose_backend(backend, Wanted(dtype=limits.dtype)).name, limits.dtype, threads)
 
 
 def build(checkpoint: Checkpoint, settings: Settings) -> Runner:
     """The runner of a checkpoint."""
-    module = import_module(RUNNERS[settings.backend])
-    runner: Runner = module.build(compile_stack(checkpoint.spec), fold(checkpoint), Limits(settings.dtype, "auto", settings.threads))
-    return runner
+    limits = Limits(settings.dtype, "auto", settings.threads)
+    return build_runner(settings.backend, compile_stack(checkpoint.spec), fold(checkpoint), limits)
 
 
 class Stream:

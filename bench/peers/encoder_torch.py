@@ -13,8 +13,8 @@ from torch import nn
 
 from bench.peers.base import Skipped
 from bench.peers.encoder_base import PaddedEncoder
-from bench.peers.plain import DTYPES
 from bench.suites.encoder.files import EncoderFiles
+from engine.backends.torch.runner import torch_dtype
 from engine.checkpoint import Checkpoint
 from engine.spec import LayerSpec
 
@@ -92,7 +92,7 @@ class TorchEncoder(PaddedEncoder):
 
     def __init__(self, files: EncoderFiles, dtype: str, threads: int) -> None:
         super().__init__(files, dtype, threads)
-        self._module = PlainEncoder(files.checkpoint, DTYPES[dtype]).eval()
+        self._module = PlainEncoder(files.checkpoint, torch_dtype(dtype)).eval()
 
     def run(self, ids: np.ndarray, mask: np.ndarray | None) -> Callable[[], np.ndarray]:
         words, seen = torch.from_numpy(ids), None if mask is None else torch.from_numpy(mask).bool()[:, None, None]

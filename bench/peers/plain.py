@@ -9,9 +9,9 @@ from torch import nn
 
 from engine.backends.fold import fold
 from engine.backends.plan import LayerPlan, compile_stack
+from engine.backends.torch.runner import torch_dtype
 from engine.checkpoint import Checkpoint
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Cache = tuple[torch.Tensor, torch.Tensor]  # keys and values [batch, heads, memory, D], oldest first
 
 
@@ -21,7 +21,7 @@ class PlainStack(nn.Module):
     def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
         super().__init__()
         plans, folded = compile_stack(checkpoint.spec).layers, fold(checkpoint).layers
-        self.every = [PlainLayer(plan, arrays, DTYPES[dtype]) for plan, arrays in zip(plans, folded, strict=True)]
+        self.every = [PlainLayer(plan, arrays, torch_dtype(dtype)) for plan, arrays in zip(plans, folded, strict=True)]
         self.layers = nn.ModuleList(self.every)
 
     def start(self, batch: int) -> list[torch.Tensor]:

@@ -8,11 +8,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from engine.backends.choice import RUNNERS, build_runner
 from engine.backends.fold import fold
 from engine.backends.plan import compile_stack
 from engine.backends.runner import Limits, Runner
 from engine.checkpoint import Checkpoint
-from engine.loading import RUNNERS
 from engine_kernels.backends import Wanted, resolve
 from engine_kernels.errors import KernelError
 
@@ -66,8 +66,7 @@ def _backend(name: str) -> Build:
         options: dict[str, Any] = {"dtype": dtype, "device": "auto", "threads": threads}
         if dtype == "int8":
             options |= {"dtype": "float32", "quantization": "int8"}
-        runner: Runner = import_module(RUNNERS[name]).build(compile_stack(checkpoint.spec), fold(checkpoint), Limits(**options))
-        return runner
+        return build_runner(name, compile_stack(checkpoint.spec), fold(checkpoint), Limits(**options))
 
     return build
 

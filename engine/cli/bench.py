@@ -100,7 +100,7 @@ def flops(
     as_json: Json = False,
 ) -> None:
     """What a model should cost beside its dense parent: FLOPs, parameters and bytes, from the spec alone."""
-    from engine.loading import open_checkpoint
+    from engine.formats.open import open_checkpoint
     from engine.measure import flops as counting
 
     if model is None:

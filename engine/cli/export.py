@@ -24,7 +24,7 @@ def hf(
 ) -> None:
     """Write what transformers 4 writes: config.json with pruned_heads, model.safetensors, tokenizer.json."""
     options = parse_options(option)
-    from engine.loading import export_hf
+    from engine.export.hugging_face import export_hf
 
     with spinner("Exporting", quiet):
         report = export_hf(path, output, config=config, heads=heads, force=force, **options)
@@ -49,7 +49,7 @@ def onnx(
 ) -> None:
     """Write an encoder for ONNX Runtime, OpenVINO and others, each layer with its own number of heads."""
     options = parse_options(option)
-    from engine.loading import export_onnx
+    from engine.export.onnx import export_onnx
 
     with spinner("Exporting", quiet):
         written = export_onnx(path, output, config=config, heads=heads, force=force, **options)

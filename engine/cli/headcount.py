@@ -91,8 +91,9 @@ def inspect(
 ) -> None:
     """Show heads, parameters, memory and FLOPs of each layer."""
     options = parse_options(option)
+    from engine.backends.choice import DTYPES
     from engine.cli.inspect_report import Report
-    from engine.loading import DTYPES, open_checkpoint
+    from engine.formats.open import open_checkpoint
 
     stored = open_checkpoint(path, config=config, heads=heads, **options)
     report = Report(stored, rows=rows, batch=batch, dtype=None if dtype == "auto" else DTYPES.get(dtype, dtype))

@@ -61,7 +61,7 @@ def rank(
     """
     options = parse_options(option)
     _require_torch()
-    from engine.loading import open_checkpoint
+    from engine.formats.open import open_checkpoint
     from engine.prune.rank import RankOptions
     from engine.prune.rank import rank as rank_heads
     from engine.prune.task import DataOptions
@@ -104,7 +104,8 @@ def apply(
     if (mask is None) == (not ranking):
         raise typer.BadParameter("give either --ranking with a budget or --mask")
     import engine.checkpoint as checkpoints
-    from engine.loading import open_checkpoint, require_finite
+    from engine.backends.checks import require_finite
+    from engine.formats.open import open_checkpoint
     from engine.prune.apply import apply_mask, apply_ranking
     from engine.prune.masks import read_mask, read_scores
     from engine.prune.select import Budget
@@ -179,7 +180,7 @@ def trials(
     """
     options, tried = parse_options(option), _counts(counts)
     _require_torch()
-    from engine.loading import open_checkpoint
+    from engine.formats.open import open_checkpoint
     from engine.prune.picture import draw
     from engine.prune.rank import RankOptions
     from engine.prune.task import DataOptions

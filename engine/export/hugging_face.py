@@ -1,4 +1,4 @@
-"""Checkpoint → the directory transformers 4 writes: config.json with `pruned_heads`, model.safetensors, tokenizer.json and its settings.
+"""A model → the directory transformers 4 writes: config.json with `pruned_heads`, model.safetensors, tokenizer.json and its settings.
 
 Only for models that came from that layout: their own config.json, kept in the provenance, is written back with the heads that are gone.
 """
@@ -14,21 +14,25 @@ from typing import Any
 
 import numpy as np
 
-from engine.checkpoint import Checkpoint, destination
+from engine.backends.checks import require_finite
+from engine.checkpoint import Checkpoint, destination, require_outside
 from engine.checkpoint.new_directory import new_directory
+from engine.checkpoint.side_files import SideFiles
 from engine.checkpoint.tensor_file import TENSORS, write_tensors
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.errors import CheckpointError, Problem, Unsupported
-from engine.formats.hugging_face.files import names_model_type
-from engine.formats.hugging_face.names import ENDINGS, FAMILIES, HEAD_SETTINGS, Family
-from engine.spec import Labels, ModelSpec, Vocabulary
+from engine.formats.hugging_face.architecture import Architecture
+from engine.formats.hugging_face.keys import HEAD_KEYS
+from engine.formats.hugging_face.table import ARCHITECTURES
+from engine.formats.open import open_checkpoint
+from engine.spec import Labels, ModelSpec
 
+AnyPath = str | os.PathLike[str]
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
 TOLD_AGAIN = {  # part of a tokenizer.json → its settings by their names in tokenizer_config.json, whose defaults would replace them
     "BertNormalizer": {"lowercase": "do_lower_case", "strip_accents": "strip_accents", "handle_chinese_chars": "tokenize_chinese_chars"},
     "ByteLevel": {"add_prefix_space": "add_prefix_space"},
 }
-TASK_ENDINGS = {task: ending for ending, task in reversed(ENDINGS.items())}  # the first ending of each task
 Tensors = dict[str, np.ndarray]
 
 
@@ -44,6 +48,27 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def export_hf(
+    path: AnyPath,
+    output_dir: AnyPath,
+    *,
+    config: AnyPath | Mapping[str, Any] | None = None,
+    heads: Any = None,
+    force: bool = False,
+    **options: Any,
+) -> ExportReport:
+    """Write a model that came from a Hugging Face directory back as transformers 4 writes it, heads cut out and named in `pruned_heads`.
+
+    path: an engine directory or such a source; config, heads, options as for load; force replaces an exported directory. Raises an
+    EngineError, and then nothing was written.
+    """
+    checkpoint = open_checkpoint(path, config=config, heads=heads, **options)
+    output = destination(output_dir)
+    require_outside(path, output)
+    require_finite(checkpoint, str(path))
+    return export_hugging_face(checkpoint, output, force=force)
 
 
 def export_hugging_face(checkpoint: Checkpoint, directory: str | os.PathLike[str], *, force: bool = False) -> ExportReport:
@@ -76,7 +101,9 @@ def layout(checkpoint: Checkpoint) -> tuple[dict[str, Any], Tensors]:
     """config.json's value and the tensors by their names there; raises Unsupported with everything that has no place in it."""
     spec, given = checkpoint.spec, checkpoint.provenance.get("config")
     kind = given.get("model_type") if isinstance(given, Mapping) else None
-    if checkpoint.provenance.get("format") != "huggingface" or not isinstance(given, Mapping) or kind not in (*FAMILIES, "gpt2"):
+    architecture = ARCHITECTURES.get(kind) if isinstance(kind, str) else None
+    of_hugging_face = checkpoint.provenance.get("format") == "huggingface"
+    if not of_hugging_face or architecture is None or architecture.write is None or not isinstance(given, Mapping):
         found = str(checkpoint.provenance.get("format", "an unknown format"))
         raise Unsupported(Problem("model", "one converted from a Hugging Face directory, whose layout it is written in", found))
     if problems := _problems(spec):
@@ -85,7 +112,7 @@ def layout(checkpoint: Checkpoint) -> tuple[dict[str, Any], Tensors]:
         str(index): [head for head in range(layer.attention.source_heads) if head not in layer.attention.kept]
         for index, layer in enumerate(spec.layers)
     }
-    config = {name: value for name, value in given.items() if name not in HEAD_SETTINGS}
+    config = {name: value for name, value in given.items() if name not in HEAD_KEYS}
     config["pruned_heads"] = {index: heads for index, heads in removed.items() if heads}
     if not config["pruned_heads"]:
         del config["pruned_heads"]
@@ -94,13 +121,11 @@ def layout(checkpoint: Checkpoint) -> tuple[dict[str, Any], Tensors]:
         config.pop("num_labels", None)
         config["id2label"] = {str(index): name for index, name in enumerate(trained)}
         config["label2id"] = {name: index for index, name in enumerate(trained)}
-    config["architectures"] = [_architecture(spec, config, trained is not None)]
+    config["architectures"] = [_class_name(architecture, spec, config, trained is not None)]
     weights = dict(checkpoint.weights)
     for index, layer in enumerate(spec.layers):
         _write_out(weights, index, layer.attention.heads * layer.attention.head_dim, spec.hidden)
-    if kind == "gpt2":
-        return config, _gpt2(spec, weights)
-    return config, _encoder(FAMILIES[str(kind)], spec, weights, config["architectures"][0])
+    return config, architecture.write(spec, weights, config["architectures"][0])
 
 
 def _tokenizer_settings(text: str) -> dict[str, Any]:
@@ -124,17 +149,16 @@ def _problems(spec: ModelSpec) -> list[Problem]:
     return problems
 
 
-def _architecture(spec: ModelSpec, config: Mapping[str, Any], trained: bool) -> str:
+def _class_name(architecture: Architecture, spec: ModelSpec, config: Mapping[str, Any], trained: bool) -> str:
     """The source's own where its head is written, all of it; else the one of the task."""
-    given = (config.get("architectures") or [""])[0]
+    given, tasks = (config.get("architectures") or [""])[0], architecture.tasks
+    of_task = next(ending for ending, task in tasks.items() if task == spec.task)
     if spec.task == "causal_lm":
-        return "GPT2LMHeadModel"
-    ending = max((ending for ending in ENDINGS if given.endswith(ending)), key=len, default="")
-    if ending and ENDINGS[ending] == spec.task and ending != "ForPreTraining" and not trained:
+        return architecture.classes + of_task
+    ending = max((ending for ending in tasks if given.endswith(ending)), key=len, default="")
+    if ending and tasks[ending] == spec.task and ending != "ForPreTraining" and not trained:
         return str(given)
-    classes = {"xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
-    stem = given.removesuffix(ending) or classes.get(config["model_type"], "") or FAMILIES[config["model_type"]].classes
-    return stem + TASK_ENDINGS[spec.task]
+    return (given.removesuffix(ending) or architecture.classes) + of_task
 
 
 def _write_out(weights: Tensors, index: int, rows: int, hidden: int) -> None:
@@ -152,59 +176,6 @@ def _write_out(weights: Tensors, index: int, rows: int, hidden: int) -> None:
         weights[f"{prefix}output"] = np.zeros((hidden, 0), dtype)
 
 
-def _encoder(family: Family, spec: ModelSpec, weights: Tensors, architecture: str) -> Tensors:
-    prefix = f"{family.prefix}." if spec.task != "hidden" else ""
-    names = {
-        "embedding.0": prefix + family.embeddings["words"],
-        "embedding.positions": prefix + family.embeddings["positions"],
-        "embedding.norm": f"{prefix}{family.embeddings['norm']}.weight",
-        "embedding.norm_bias": f"{prefix}{family.embeddings['norm']}.bias",
-    }
-    if "token_types" in family.embeddings:
-        names["embedding.token_types"] = prefix + family.embeddings["token_types"]
-    for index in range(len(spec.layers)):
-        for ours, theirs in family.layer.items():
-            names |= _both(f"layers.{index}.{ours}", f"{prefix}{family.layers}{index}.{theirs}")
-    return {theirs: weights[ours] for ours, theirs in (names | _head(family, spec, architecture)).items()}
-
-
-def _head(family: Family, spec: ModelSpec, architecture: str) -> dict[str, str]:
-    """Ours → theirs for the tensors of the task's head."""
-    if isinstance(spec.head, Labels):
-        labels = "qa_outputs" if architecture.endswith("ForQuestionAnswering") else "classifier"
-        if not spec.head.pooled:
-            return _both("head.labels", labels)
-        dense, classes, _ = family.pooled
-        return _both("head.pooler", dense) | _both("head.labels", classes)
-    if not isinstance(spec.head, Vocabulary):
-        return {}
-    dense, norm, bias, decoder = family.masked
-    names = _both("head.transform", dense) | _both("head.transform_norm", norm) | {"head.0.bias": bias}
-    return names if spec.head.clusters[0].tied else names | {"head.0": f"{decoder}.weight"}
-
-
-def _gpt2(spec: ModelSpec, weights: Tensors) -> Tensors:
-    """Matrices transposed, query, key and value side by side."""
-    tensors = {"transformer.wte.weight": weights["embedding.0"], "transformer.wpe.weight": weights["embedding.positions"]}
-    if "head.0" in weights:
-        tensors["lm_head.weight"] = weights["head.0"]
-    for index in range(len(spec.layers)):
-        ours, theirs = f"layers.{index}.", f"transformer.h.{index}."
-        parts = [f"{ours}attention.{name}" for name in ("query", "key", "value")]
-        tensors[f"{theirs}attn.c_attn.weight"] = np.concatenate([weights[name] for name in parts]).T
-        tensors[f"{theirs}attn.c_attn.bias"] = np.concatenate([weights[f"{name}_bias"] for name in parts])
-        for name, called in (("attention.output", "attn.c_proj"), ("feed_forward.up", "mlp.c_fc"), ("feed_forward.down", "mlp.c_proj")):
-            tensors[f"{theirs}{called}.weight"] = weights[ours + name].T
-            tensors[f"{theirs}{called}.bias"] = weights[f"{ours}{name}_bias"]
-        for name, called in (("attention_norm", "ln_1"), ("feed_forward_norm", "ln_2")):
-            tensors |= {called: weights[name] for name, called in _both(ours + name, theirs + called).items()}
-    return tensors | {theirs: weights[ours] for ours, theirs in _both("final_norm", "transformer.ln_f").items()}
-
-
-def _both(ours: str, theirs: str) -> dict[str, str]:
-    return {ours: f"{theirs}.weight", f"{ours}_bias": f"{theirs}.bias"}
-
-
 def _may_write(directory: Path, force: bool) -> None:
     """Raise CheckpointError where something stands that may not be replaced."""
     if not os.path.lexists(directory):
@@ -215,7 +186,9 @@ def _may_write(directory: Path, force: bool) -> None:
     names = sorted(os.listdir(directory))
     if names and not force:
         raise CheckpointError(Problem(str(directory), "no directory yet", "one that exists"), hint=f"{hint}, or replace it with --force")
-    ours = {CONFIG, TENSORS, TOKENIZER, TOKENIZER_CONFIG} if names_model_type(None, directory / CONFIG) else set[str]()
+    config = SideFiles(directory).json_or_none(directory / CONFIG)
+    exported = isinstance(config, Mapping) and "model_type" in config
+    ours = {CONFIG, TENSORS, TOKENIZER, TOKENIZER_CONFIG} if exported else set[str]()
     if other := [name for name in names if name not in ours]:
         found = ", ".join(other[:5]) + (", …" if len(other) > 5 else "")
         raise CheckpointError(Problem(str(directory), "an exported directory or an empty one", found), hint=hint)

@@ -17,7 +17,7 @@ import numpy as np
 from engine.checkpoint import Checkpoint
 from engine.errors import Problem
 from engine.formats.aiha_vocabulary import read_vocabulary
-from engine.formats.base import Converted, Settings, SourceTensors, refuse
+from engine.formats.base import Converted, Converter, Settings, SourceTensors, refuse
 from engine.spec import AttentionSpec, LayerSpec, ModelSpec, Table
 
 NORM_EPS = 1e-5
@@ -46,7 +46,7 @@ class _Sizes:
     norm_first: bool
 
 
-class AihaLab:
+class AihaLab(Converter):
     """Names and shapes of aiha-lab state dicts, and what they mean."""
 
     name = "aiha-lab"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from engine.checkpoint import Checkpoint
+from engine.checkpoint.side_files import SideFiles
 from engine.checkpoint.tensor_file import FLOATS
 from engine.errors import ConversionError, Problem
+from engine.formats.source_tokenizer import read_tokenizer
 
 REQUIRED: Any = object()  # default of a setting that must be given
 COMMON_OPTIONS = ("vocab",)  # read by read_source for every format
@@ -242,26 +245,28 @@ class Converted:
     notes: list[str] = field(default_factory=list)
 
 
-class Converter(Protocol):
-    """One source format; its module offers it as CONVERTER."""
+class Converter(ABC):
+    """One source format; its module offers one as CONVERTER.
 
-    @property
-    def name(self) -> str: ...
+    config_names: file names of its configuration, looked for beside the checkpoint.  options: what `convert` may be given besides config
+    and heads.
+    """
 
-    @property
-    def config_names(self) -> tuple[str, ...]:
-        """File names of its configuration, looked for beside the checkpoint."""
-        ...
+    name: str
+    config_names: tuple[str, ...]
+    options: tuple[str, ...]
 
-    @property
-    def options(self) -> tuple[str, ...]:
-        """What `convert` may be given besides config and heads."""
-        ...
-
+    @abstractmethod
     def recognises(self, names: Sequence[str]) -> bool:
         """Whether a state dict with these (stripped) tensor names is of this format."""
-        ...
 
+    @abstractmethod
     def read(self, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], options: Mapping[str, Any], path: Path) -> Converted:
         """Convert; raises ConversionError with every problem of tensors, configuration and options together."""
-        ...
+
+    def require_config(self, config: Mapping[str, Any], source: str) -> None:  # noqa: B027 - most formats have nothing to say before
+        """Raise ConversionError for a configuration that no tensors fit. Asked before they are read, where it tells the format."""
+
+    def tokenizer(self, files: SideFiles, config: Mapping[str, Any], source: str, vocab: int, notes: list[str]) -> str | None:
+        """The text of the tokenizer.json that the source comes with, or None. files: those beside it.  vocab: tokens of the model."""
+        return read_tokenizer(files, config, vocab, source)

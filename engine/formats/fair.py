@@ -19,7 +19,7 @@ import numpy as np
 
 from engine.checkpoint import Checkpoint
 from engine.errors import Problem
-from engine.formats.base import Converted, Settings, SourceTensors, refuse
+from engine.formats.base import Converted, Converter, Settings, SourceTensors, refuse
 from engine.formats.flags import flat_flags, report_unknown
 from engine.formats.vocabulary import ClusterEntries, InputRows, OutputRows, build, same
 from engine.spec import AttentionSpec, FeedForward, LayerSpec, ModelSpec, SharedTable
@@ -85,7 +85,7 @@ class _Sizes:
     adaptive_span: bool
 
 
-class Fair:
+class Fair(Converter):
     """Names and shapes of FAIR state dicts, and what they mean."""
 
     name = "fair"

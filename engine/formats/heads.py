@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.checkpoint import Checkpoint
+from engine.checkpoint.surgery import mask, prune
 from engine.errors import InputError, Problem
 from engine.spec import Absolute, ModelSpec
 from engine.spec.strict_json import parse_json, read_bytes
@@ -26,6 +28,20 @@ class HeadChoice:
 
     kept: tuple[tuple[int, ...], ...]
     scales: tuple[tuple[float, ...], ...] | None
+
+    def intersect(self, other: HeadChoice) -> HeadChoice:
+        """The heads that both keep, in the order of this one, with the product of their scales."""
+        layers = [(ours, dict(theirs)) for ours, theirs in zip(self._pairs(), other._pairs(), strict=True)]
+        both = [[(head, scale * factor[head]) for head, scale in ours if head in factor] for ours, factor in layers]
+        kept = tuple(tuple(head for head, _ in row) for row in both)
+        if self.scales is None and other.scales is None:
+            return HeadChoice(kept, None)
+        return HeadChoice(kept, tuple(tuple(scale for _, scale in row) for row in both))
+
+    def _pairs(self) -> list[list[tuple[int, float]]]:
+        """Per layer (head, scale)."""
+        scales = self.scales or tuple((1.0,) * len(heads) for heads in self.kept)
+        return [list(zip(heads, row, strict=True)) for heads, row in zip(self.kept, scales, strict=True)]
 
 
 def read_heads(heads: Any, layers: int, source_heads: Sequence[int] | int) -> HeadChoice:
@@ -46,6 +62,20 @@ def read_heads(heads: Any, layers: int, source_heads: Sequence[int] | int) -> He
     if problems:
         raise InputError(problems, source=source, hint=f"heads takes {FORMS}")
     return choice
+
+
+def cut_heads(checkpoint: Checkpoint, own: HeadChoice, heads: Any, *, masked: bool, source: str) -> Checkpoint:
+    """The checkpoint with the heads of `own` that heads= keeps too, all of `own` without it; the others cut out, or masked to 0.
+
+    own: what a source's gates or a directory keep.  heads: as read_heads takes it, by the source's numbers.  Raises InputError as it does,
+    and where no head is left of a model that needs one.
+    """
+    if heads is not None:
+        attentions = [layer.attention for layer in checkpoint.spec.layers]
+        own = own.intersect(read_heads(heads, len(attentions), [a.source_heads for a in attentions]))
+    chosen = (mask if masked else prune)(checkpoint, own.kept, own.scales)
+    require_heads(chosen.spec, source)
+    return chosen
 
 
 def require_heads(spec: ModelSpec, source: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint.side_files import SideFiles
 from engine.checkpoint.tokenizer import Tokenizer, characters, words
 from engine.errors import ConversionError, Problem
 from engine.spec.strict_json import read_bytes
@@ -15,21 +16,22 @@ VOCABULARIES = ("chars", "vocab", "words")  # entries of a configuration
 LINE_ENDS = ("</s>", "<eos>")  # what aiha-lab, and FAIR and Transformer-XL, write where a line ends
 
 
-def read_tokenizer(vocab: Any, config: Mapping[str, Any], file: Path, size: int) -> str | None:
+def vocabulary_tokenizer(vocab: Any, size: int) -> str:
+    """The text of a tokenizer.json for the option vocab=: a text file of `size` tokens, one per line in the order of their ids."""
+    return _words(_tokens(_lines(vocab), "option vocab", size, str(vocab)))
+
+
+def read_tokenizer(files: SideFiles, config: Mapping[str, Any], size: int, source: str) -> str | None:
     """The text of a tokenizer.json with exactly `size` tokens, or None.
 
-    The option vocab= (a text file, one token per line in the order of their ids) comes first, then `chars`, `vocab` or `words` of the
-    configuration, then a tokenizer.json beside the source.
+    `chars`, `vocab` or `words` of the configuration come first, then a tokenizer.json beside the source.
     """
-    if vocab is not None:
-        return _words(_tokens(_lines(vocab), "option vocab", size, str(vocab)))
     if config.get("chars") is not None:
-        return characters(_tokens(config["chars"], "config chars", size, file.name))
+        return characters(_tokens(config["chars"], "config chars", size, source))
     for key in VOCABULARIES[1:]:
         if isinstance(config.get(key), list):
-            return _words(_tokens(config[key], f"config {key}", size, file.name))
-    beside = file.parent / TOKENIZER
-    return _existing(beside, size) if beside.exists() else None
+            return _words(_tokens(config[key], f"config {key}", size, source))
+    return _existing(files, size) if files.has(TOKENIZER) else None
 
 
 def _words(tokens: list[str]) -> str:
@@ -65,8 +67,9 @@ def _tokens(given: Any, where: str, size: int, source: str) -> list[str]:
     return given
 
 
-def _existing(path: Path, size: int) -> str:
-    text = read_bytes(path, ConversionError).decode(errors="replace")
+def _existing(files: SideFiles, size: int) -> str:
+    path = files.folder / TOKENIZER
+    text = files.bytes(path, ConversionError).decode(errors="replace")
     found = Tokenizer.from_json(text, source=str(path)).vocab_size
     if found != size:
         raise ConversionError(Problem(TOKENIZER, f"{size} tokens, the size of the vocabulary", str(found)), source=str(path))

@@ -17,7 +17,7 @@ import numpy as np
 
 from engine.checkpoint import Checkpoint
 from engine.errors import ConversionError, Problem
-from engine.formats.base import Converted, Settings, SourceTensors, refuse
+from engine.formats.base import Converted, Converter, Settings, SourceTensors, refuse
 from engine.formats.flags import flat_flags, report_unknown
 from engine.formats.transformer_xl_vocabulary import read_vocabulary
 from engine.formats.vocabulary import build
@@ -83,7 +83,7 @@ class _Lengths:
     norm_first: bool
 
 
-class TransformerXL:
+class TransformerXL(Converter):
     """Names and shapes of Transformer-XL state dicts, and what they mean."""
 
     name = "transformer-xl"

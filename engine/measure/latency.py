@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from engine.errors import EngineError
-from engine.loading import Model, open_checkpoint
+from engine.formats.open import open_checkpoint
 from engine.measure.clock import bar, percentiles
 from engine.measure.gate import LOG_PROB_LIMIT, Gate
 from engine.measure.provenance import Digests, provenance
 from engine.measure.tokens import random_ids
+from engine.model import Model
 from engine_kernels.testing import EPS, difference
 
 GATE_TOKENS = 8

@@ -27,8 +27,12 @@ class Choice:
     refusals: tuple[Refusal, ...]
 
 
-CPU_DTYPES = ("float32", "bfloat16")
-CUDA_DTYPES = ("bfloat16", "float16")
+DTYPES = {  # of weights and caches → the backends that run them
+    "float32": ("triton", "cpu", "torch"),
+    "bfloat16": ("cuda", "triton", "cpu", "torch"),
+    "float16": ("cuda", "triton", "torch"),
+}
+CPU_DTYPES, CUDA_DTYPES = (tuple(name for name, backends in DTYPES.items() if backend in backends) for backend in ("cpu", "cuda"))
 LARGEST_CUDA_HEAD = 128
 QUANTIZATIONS = {"int8": ("triton", "cpu")}  # what weights may be quantised to → the backends that run it
 

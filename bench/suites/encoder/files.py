@@ -7,7 +7,8 @@ from pathlib import Path
 
 from engine import checkpoint as checkpoints
 from engine.checkpoint import Checkpoint
-from engine.loading import export_hf, export_onnx
+from engine.export.hugging_face import export_hf
+from engine.export.onnx import export_onnx
 
 
 class EncoderFiles:

@@ -10,7 +10,7 @@ from engine.backends.gpu.rows import Rows
 from engine.backends.gpu.runner import GpuLayer, GpuRunner
 from engine.backends.plan import Stack
 from engine.backends.runner import Batch, Folded, Limits, Runner, StepResult
-from engine.backends.torch.runner import DTYPES
+from engine.backends.torch.runner import torch_dtype
 from engine.errors import BackendUnavailable, EngineError, Problem
 from engine_kernels.backends import CUDA_DTYPES, emulated
 from engine_kernels.cuda_decode import DecodeLayer, DecodeStep
@@ -34,7 +34,7 @@ def build(stack: Stack, folded: Folded, limits: Limits) -> Runner:
     if device.type != ("cpu" if emulated() else "cuda"):
         raise BackendUnavailable(Problem("device", "a GPU, or the CPU under ENGINE_CUDA_EMULATED=1", repr(name)))
     try:
-        return CudaRunner(stack, folded, DTYPES[limits.dtype], device, CudaKernels(device))
+        return CudaRunner(stack, folded, torch_dtype(limits.dtype), device, CudaKernels(device))
     except KernelError as error:
         raise EngineError(Problem(error.argument, error.expected, error.got)) from None
 

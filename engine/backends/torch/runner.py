@@ -18,7 +18,6 @@ from engine.errors import BackendUnavailable, Problem
 from engine_kernels import reference
 from engine_kernels.ops import AttentionTables, Visibility
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 IN_FLOAT32 = ("norm", "norm_bias", "content_bias", "position_bias")  # added or multiplied in float32 whatever the dtype
 
 
@@ -33,7 +32,13 @@ def build(stack: Stack, folded: Folded, limits: Limits) -> Runner:
         raise BackendUnavailable(Problem("device", "one PyTorch can use here", f"{name!r}: PyTorch sees no GPU"))
     if limits.threads is not None:
         torch.set_num_threads(limits.threads)  # PyTorch has one pool for the whole process
-    return TorchRunner(stack, folded, DTYPES[limits.dtype], device)
+    return TorchRunner(stack, folded, torch_dtype(limits.dtype), device)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """PyTorch's own of a name of engine_kernels.backends.DTYPES."""
+    found: torch.dtype = getattr(torch, name)
+    return found
 
 
 class TorchRunner:

@@ -5,16 +5,42 @@ h = norm(word + position + token type); per layer h = norm(h + attention), h = n
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
 import numpy as np
 
 from engine.checkpoint import Checkpoint
+from engine.checkpoint.side_files import SideFiles
 from engine.formats.base import Settings, SourceTensors
+from engine.formats.hugging_face.architecture import Architecture, Kept
+from engine.formats.hugging_face.family import Family
 from engine.formats.hugging_face.heads import Heads, read_heads
-from engine.formats.hugging_face.names import Family, read_activation
-from engine.formats.hugging_face.tasks import Weights, read_head
+from engine.formats.hugging_face.keys import HARMLESS, HONOURED, as_wide_as, not_a_decoder, only_absolute, read_activation
+from engine.formats.hugging_face.tasks import ENDINGS, Weights, read_head, read_task
 from engine.spec import Absolute, Activation, AttentionSpec, Cluster, Embedding, FeedForward, LayerSpec, ModelSpec, Task
 
-Kept = tuple[tuple[int, ...], ...]
+
+def encoder(classes: str, family: Family, tokenizer: Callable[[SideFiles, Mapping[str, Any]], str | None]) -> Architecture:
+    """The row of an encoder whose tensors and settings are called as `family` says."""
+    return Architecture(
+        classes=classes,
+        tasks=ENDINGS,
+        recognised_by=".layer.0.attention.",
+        read_task=partial(read_task, family),
+        read=partial(read_encoder, family),
+        write=partial(write_encoder, family),
+        tokenizer=tokenizer,
+        honoured=(*HONOURED, *family.settings.values()),
+        harmless=HARMLESS,
+        changes_the_computation={
+            "position_embedding_type": only_absolute,
+            "is_decoder": not_a_decoder,
+            "add_cross_attention": not_a_decoder,
+            "embedding_size": as_wide_as(family.settings["hidden"]),
+        },
+    )
 
 
 def read_encoder(family: Family, task: Task, source: SourceTensors, settings: Settings, notes: list[str]) -> tuple[Checkpoint, Kept]:
@@ -43,6 +69,11 @@ def read_encoder(family: Family, task: Task, source: SourceTensors, settings: Se
     specs = tuple(layer_spec(heads, kept, width, activation, eps) for kept, width in zip(heads.kept, widths, strict=True))
     spec = ModelSpec(hidden, vocab, specs, embedding, head, task)
     return Checkpoint(spec, {**weights, **of_head}), heads.kept
+
+
+def write_encoder(family: Family, spec: ModelSpec, weights: Mapping[str, np.ndarray], architecture: str) -> Weights:
+    """The tensors by their names in a file of the class `architecture`."""
+    return {theirs: weights[ours] for ours, theirs in family.names(spec, architecture).items()}
 
 
 def _embedding(family: Family, prefix: str, source: SourceTensors, settings: Settings) -> tuple[Weights, Embedding]:

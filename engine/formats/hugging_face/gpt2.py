@@ -6,25 +6,31 @@ Its Conv1D matrices are [in, out], the transpose of a linear layer's; c_attn hol
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from engine.checkpoint import Checkpoint
 from engine.formats.base import Settings, SourceTensors
+from engine.formats.hugging_face.architecture import Architecture, Kept
 from engine.formats.hugging_face.encoder import layer_spec
+from engine.formats.hugging_face.family import weight_and_bias
 from engine.formats.hugging_face.heads import Heads, read_heads
-from engine.formats.hugging_face.names import read_activation
+from engine.formats.hugging_face.keys import HARMLESS, HONOURED, as_wide_as, not_a_decoder, only_absolute, read_activation
 from engine.formats.hugging_face.tasks import is_tied
+from engine.formats.hugging_face.tokenizer import byte_pair_files
 from engine.spec import Activation, Cluster, Embedding, LayerSpec, ModelSpec, OutputCluster, Task, Vocabulary
 
 Weights = dict[str, np.ndarray]
 PREFIX = "transformer."
 BUFFERS = ("attn.bias", "attn.masked_bias")  # triangles of ones that older versions kept
-ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model")  # the bare one has the same head: its own words
+TASKS: dict[str, Task] = {"LMHeadModel": "causal_lm", "Model": "causal_lm"}  # the bare one has the same head: its own words
+CLASSES = tuple(f"GPT2{ending}" for ending in TASKS)
 
 
-def read_gpt2(source: SourceTensors, settings: Settings, notes: list[str]) -> tuple[Checkpoint, tuple[tuple[int, ...], ...]]:
+def read_gpt2(task: Task, source: SourceTensors, settings: Settings, notes: list[str]) -> tuple[Checkpoint, Kept]:
     """The whole model; problems of tensors and settings are collected in both."""
     prefix = PREFIX if any(name.startswith(PREFIX) for name in source.names()) else ""
     layers = source.count(f"{prefix}h.")
@@ -60,15 +66,15 @@ def read_gpt2(source: SourceTensors, settings: Settings, notes: list[str]) -> tu
         for index, (kept, width) in enumerate(zip(heads.kept, widths, strict=True))
     )
     embedding = Embedding((Cluster(vocab, hidden, False),), 1.0, positions)
-    spec = ModelSpec(hidden, vocab, specs, embedding, head, "causal_lm", final_norm=True)
+    spec = ModelSpec(hidden, vocab, specs, embedding, head, task, final_norm=True)
     return Checkpoint(spec, weights), heads.kept
 
 
-def read_gpt2_task(settings: Settings) -> Task:
+def read_gpt2_task(_: SourceTensors, settings: Settings, __: list[str]) -> Task:
     """causal_lm, the only one converted: an architecture or an option of another is a problem."""
     architectures = settings.value("architectures")
-    if architectures and not (isinstance(architectures, list) and architectures[0] in ARCHITECTURES):
-        expected = f"{' or '.join(ARCHITECTURES)}, the language model; no other head of GPT-2 is converted"
+    if architectures and not (isinstance(architectures, list) and architectures[0] in CLASSES):
+        expected = f"{' or '.join(CLASSES)}, the language model; no other head of GPT-2 is converted"
         settings.problem("config architectures", expected, repr(architectures)[:80])
     if settings.value("task") not in (None, "causal_lm"):
         settings.problem("option task", "causal_lm for GPT-2", repr(settings.value("task"))[:60])
@@ -123,3 +129,44 @@ def _layer_spec(heads: Heads, kept: tuple[int, ...], width: int, activation: Act
     """An encoder's layer that sees only what came before, its norms in front."""
     layer = layer_spec(heads, kept, width, activation, eps)
     return replace(layer, attention=replace(layer.attention, causal=True, score_scale=score_scale), norm_first=True)
+
+
+def write_gpt2(spec: ModelSpec, weights: Mapping[str, np.ndarray], _: str) -> Weights:
+    """Matrices transposed, query, key and value side by side."""
+    tensors = {"transformer.wte.weight": weights["embedding.0"], "transformer.wpe.weight": weights["embedding.positions"]}
+    if "head.0" in weights:
+        tensors["lm_head.weight"] = weights["head.0"]
+    for index in range(len(spec.layers)):
+        ours, theirs = f"layers.{index}.", f"transformer.h.{index}."
+        parts = [f"{ours}attention.{name}" for name in ("query", "key", "value")]
+        tensors[f"{theirs}attn.c_attn.weight"] = np.concatenate([weights[name] for name in parts]).T
+        tensors[f"{theirs}attn.c_attn.bias"] = np.concatenate([weights[f"{name}_bias"] for name in parts])
+        for name, called in (("attention.output", "attn.c_proj"), ("feed_forward.up", "mlp.c_fc"), ("feed_forward.down", "mlp.c_proj")):
+            tensors[f"{theirs}{called}.weight"] = weights[ours + name].T
+            tensors[f"{theirs}{called}.bias"] = weights[f"{ours}{name}_bias"]
+        for name, called in (("attention_norm", "ln_1"), ("feed_forward_norm", "ln_2")):
+            tensors |= {called: weights[name] for name, called in weight_and_bias(ours + name, theirs + called).items()}
+    return tensors | {theirs: weights[ours] for ours, theirs in weight_and_bias("final_norm", "transformer.ln_f").items()}
+
+
+GPT2 = Architecture(
+    classes="GPT2",
+    tasks=TASKS,
+    recognised_by="h.0.attn.c_attn.",
+    read_task=read_gpt2_task,
+    read=read_gpt2,
+    write=write_gpt2,
+    tokenizer=partial(byte_pair_files, roberta=False),
+    honoured=(
+        *HONOURED,
+        *("n_layer", "n_embd", "n_head", "n_inner", "n_positions", "vocab_size", "activation_function", "layer_norm_epsilon"),
+        *("scale_attn_weights", "scale_attn_by_inverse_layer_idx"),
+    ),
+    harmless=HARMLESS,
+    changes_the_computation={
+        "position_embedding_type": only_absolute,
+        "is_decoder": not_a_decoder,
+        "add_cross_attention": not_a_decoder,
+        "embedding_size": as_wide_as("n_embd"),
+    },
+)

@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 
 from engine.formats.base import Settings, SourceTensors
-from engine.formats.hugging_face.names import ENDINGS, Family
+from engine.formats.hugging_face.family import Family
 from engine.spec import Activation, Labels, OutputCluster, Task, Vocabulary
 
 Head = Vocabulary | Labels | None
@@ -16,6 +16,14 @@ Weights = dict[str, np.ndarray]
 
 POOLER = "pooler.dense"
 DISCRIMINATOR = "discriminator_predictions"  # ELECTRA's own head, which nothing here asks for
+ENDINGS: dict[str, Task] = {  # what the name of an encoder's class ends with → task; the longest ending that fits counts
+    "Model": "hidden",
+    "ForMaskedLM": "masked_lm",
+    "ForPreTraining": "masked_lm",
+    "ForTokenClassification": "token_classification",
+    "ForQuestionAnswering": "token_classification",
+    "ForSequenceClassification": "sequence_classification",
+}
 OTHER_HEADS = ("cls.seq_relationship.weight", "cls.seq_relationship.bias")  # next-sentence prediction, which nothing here asks for
 
 
@@ -34,7 +42,7 @@ def read_task(family: Family, source: SourceTensors, settings: Settings, notes: 
     if not architectures:
         return _task_of_tensors(source)
     name = architectures[0] if isinstance(architectures, list) and isinstance(architectures[0], str) else ""
-    found: dict[str, Task] = {ending: tasks[task] for ending, task in ENDINGS.items() if name.endswith(ending)}
+    found = {ending: task for ending, task in ENDINGS.items() if name.endswith(ending)}
     if not found:
         settings.problem("config architectures", f"a name that ends with {', '.join(ENDINGS)}", repr(architectures)[:80])
         return "hidden"

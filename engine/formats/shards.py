@@ -1,44 +1,22 @@
-"""The files of a Hugging Face directory: which of several hold the tensors, and shards of either kind as one state dict."""
+"""Tensors that lie in several files behind an index of Hugging Face's kind, read as the one state dict they are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.tensor_file import read_tensors
 from engine.errors import CheckpointError, ConversionError, Problem
-from engine.formats.pickles import LoadedFile
-from engine.formats.pickles import load_tensors as load_file
+from engine.formats.pickles import LoadedFile, load_tensors
 from engine.spec.strict_json import parse_json, read_bytes
 
-TENSOR_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")  # first wins
 INDEX = ".index.json"
 
 
-def hugging_face_file(directory: Path) -> Path | None:
-    """The tensors of a directory whose config.json names a model_type, as the library that wrote it would choose; None elsewhere."""
-    if not names_model_type(None, directory / "config.json"):
-        return None
-    return next((directory / name for name in TENSOR_FILES if (directory / name).is_file()), None)
-
-
-def names_model_type(config: Any, file: Path) -> bool:
-    """Whether a configuration, given or in the config.json beside `file`, is one of Hugging Face; never raises."""
-    if config is None:
-        config = file.parent / "config.json"
-    if not isinstance(config, Mapping):
-        try:
-            config = parse_json(read_bytes(Path(config)), "config")
-        except (CheckpointError, TypeError):
-            return False
-    return isinstance(config, Mapping) and "model_type" in config
-
-
-def load_tensors(path: Path) -> LoadedFile:
+def load_source(path: Path) -> LoadedFile:
     """The state dict of a file, or of all shards of an index; raises ConversionError whatever the bytes are."""
     if not path.name.endswith(INDEX):
-        return load_file(path)
+        return load_tensors(path)
     if path.name.endswith(f".safetensors{INDEX}"):
         try:
             return LoadedFile(read_tensors(path), {})
@@ -59,7 +37,7 @@ def _load_pickled_shards(index: Path) -> LoadedFile:
     problems: list[Problem] = []
     tensors = {}
     for name in sorted(set(placed.values())):
-        held = load_file(index.parent / name).tensors
+        held = load_tensors(index.parent / name).tensors
         wanted = {tensor for tensor, file in placed.items() if file == name}
         problems += [Problem(tensor, f"a tensor in {name}", "nothing") for tensor in sorted(wanted - set(held))]
         problems += [Problem(tensor, f"to be listed under {name}", "it in the file only") for tensor in sorted(set(held) - wanted)]
