@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 import engine
+from engine.checkpoint.side_files import SideFiles
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.errors import EngineError
-from engine.formats.hugging_face.tokenizer import read_hugging_face_tokenizer
+from engine.formats.hugging_face.converter import CONVERTER
 from tests.support.hugging_face_sources import encoder, gpt2
 
 WORD_PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s", "Cat", "é", "e", "世", ",", "##é"]
@@ -20,8 +21,12 @@ PIECES = ["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a", "▁ab", "ba"]  # <un
 LETTERS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "a", "b", "Ġ", "ab", "Ġab"]
 
 
+def read(kind: str, directory: Path, notes: list[str]) -> str | None:
+    return CONVERTER.tokenizer(SideFiles(directory), {"model_type": kind}, "model.safetensors", 41, notes)
+
+
 def tokenizer(kind: str, directory: Path) -> Tokenizer:
-    text = read_hugging_face_tokenizer(kind, directory / "model.safetensors", [])
+    text = read(kind, directory, [])
     assert text is not None
     return Tokenizer.from_json(text)
 
@@ -148,5 +153,5 @@ def test_a_vocabulary_without_an_unknown_token_names_what_it_lacks(tmp_path: Pat
 def test_files_nothing_reads_are_noted(tmp_path: Path) -> None:
     (tmp_path / "sentencepiece.bpe.model").write_bytes(sentencepiece(PIECES))
     notes: list[str] = []
-    assert read_hugging_face_tokenizer("electra", tmp_path / "model.safetensors", notes) is None
+    assert read("electra", tmp_path, notes) is None
     assert notes == ["sentencepiece.bpe.model not read: no tokenizer is made from them for model_type electra"]

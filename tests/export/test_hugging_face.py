@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 import engine
 from engine import checkpoint as checkpoints
 from engine.errors import CheckpointError, ConversionError, EngineError, Unsupported
-from engine.loading import export_hf
-from engine.loading import open_checkpoint as checkpoint_of
+from engine.export.hugging_face import export_hf
+from engine.formats.open import open_checkpoint as checkpoint_of
 from tests.support.command import headcount, write_source
 from tests.support.hugging_face_sources import encoder, gpt2
 

@@ -11,7 +11,7 @@ import pytest
 import engine
 from engine.errors import CheckpointError, EngineError, Unsupported
 from engine.export import onnx_graph
-from engine.loading import export_onnx
+from engine.export.onnx import export_onnx
 from tests.support.command import headcount
 from tests.support.hugging_face_sources import encoder, gpt2
 

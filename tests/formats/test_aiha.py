@@ -62,7 +62,7 @@ def test_fixture_says_what_was_done() -> None:
     checkpoint, report = read_source(FIXTURES / "aiha-adaptive")
     assert report.kept == ((0, 2, 3), (2,), (0, 1, 2, 3)) and report.source_heads == (4, 4, 4)
     assert report.format == "aiha-lab" and report.parameters == sum(a.size for a in checkpoint.weights.values())
-    assert checkpoint.provenance["source"] == "checkpoint.ckpt" and len(checkpoint.provenance["sha256"]) == 64
+    assert checkpoint.provenance["source"] == "checkpoint.ckpt" and "sha256" not in checkpoint.provenance
     assert checkpoint.provenance["training"] == {"epoch": 3, "iteration": 1234}
     json.dumps(checkpoint.provenance, allow_nan=False)
     assert [cluster.tied_projection for cluster in checkpoint.spec.head.clusters] == [False, True, True, True]  # type: ignore[union-attr]

@@ -17,6 +17,41 @@ from engine.formats.heads import HeadChoice, read_heads
 ALL = ((0, 1, 2), (0, 1, 2), (0, 1, 2))
 
 
+def choices(rng: np.random.Generator, layers: int, heads: int) -> HeadChoice:
+    """Any choice: few heads or many, none in some layers, with scales or without."""
+    kept = tuple(tuple(np.flatnonzero(rng.random(heads) < rng.random()).tolist()) for _ in range(layers))
+    scales = tuple(tuple(rng.choice([0.5, 1.0, -2.0, 0.25], len(row)).tolist()) for row in kept)
+    return HeadChoice(kept, scales if rng.random() < 0.6 else None)
+
+
+def as_mask(choice: HeadChoice, heads: int) -> np.ndarray:
+    """[layers, heads]: the scale of each head kept, 0 elsewhere."""
+    mask = np.zeros((len(choice.kept), heads))
+    for layer, row in enumerate(choice.kept):
+        mask[layer, list(row)] = 1.0 if choice.scales is None else choice.scales[layer]
+    return mask
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_an_intersection_is_the_product_of_two_masks(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    layers, heads = int(rng.integers(0, 5)), int(rng.integers(1, 9))
+    a, b, c = (choices(rng, layers, heads) for _ in range(3))
+    found = a.intersect(b)
+    assert np.array_equal(as_mask(found, heads), as_mask(a, heads) * as_mask(b, heads))
+    assert found.kept == tuple(tuple(head for head in ours if head in theirs) for ours, theirs in zip(a.kept, b.kept, strict=True))
+    assert (found.scales is None) == (a.scales is None and b.scales is None)
+    assert np.array_equal(as_mask(a.intersect(b).intersect(c), heads), as_mask(a.intersect(b.intersect(c)), heads))
+    every = HeadChoice((tuple(range(heads)),) * layers, None)
+    assert a.intersect(every) == a == every.intersect(a)
+    assert a.intersect(a).kept == a.kept and a.intersect(b).kept == b.intersect(a).kept
+
+
+def test_choices_of_other_layers_do_not_intersect() -> None:
+    with pytest.raises(ValueError):
+        HeadChoice(((0,), (1,)), None).intersect(HeadChoice(((0,),), None))
+
+
 def json_file(tmp_path: Path, value: Any) -> Path:
     path = tmp_path / "heads.json"
     path.write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())

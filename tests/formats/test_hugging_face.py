@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import engine
 from engine.errors import ConversionError, EngineError, InputError
-from engine.loading import export_hf
+from engine.export.hugging_face import export_hf
 from tests.oracle import hugging_face as oracle
 from tests.support.command import headcount
 from tests.support.hugging_face_sources import Source, encoder

@@ -17,7 +17,9 @@ import engine
 from engine.checkpoint import read, save
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.errors import ConversionError, EngineError
-from engine.formats.read import FORMATS, formats, read_source
+from engine.formats.read import convert_source, read_source
+from engine.formats.source import open_source
+from engine.formats.table import FORMATS, formats
 from tests.support.sources import AihaSource, write_state
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +53,7 @@ def test_synonyms_of_a_format(name: str, tmp_path: Path) -> None:
 
 
 def test_synonyms_are_not_shared() -> None:
-    names = [name for entry in FORMATS for name in (entry[0], *entry[2])]
+    names = [name for row in FORMATS for name in (row.name, *row.aliases)]
     assert len(set(names)) == len(names)
     assert {"fair", "adaptive-span", "transformer-xl", "txl"} <= set(names)
 
@@ -249,10 +251,12 @@ def test_vocabulary_file_that_does_not_fit(tmp_path: Path) -> None:
 
 def test_provenance_says_what_was_converted_and_survives_saving(tmp_path: Path) -> None:
     path = SOURCE.write(tmp_path / "in")
-    checkpoint, report = read_source(
-        path, heads=[[0, 2]], output_scale=2.0, config=SOURCE.config() | {"chars": [chr(65 + i) for i in range(5)]}
-    )
+    config = SOURCE.config() | {"chars": [chr(65 + i) for i in range(5)]}
+    unhashed, _ = read_source(path, heads=[[0, 2]], output_scale=2.0, config=config)
+    source = open_source(path, config=config)
+    checkpoint, report = convert_source(source, {"output_scale": 2.0}, heads=[[0, 2]], hashed=True)
     p = checkpoint.provenance
+    assert unhashed.provenance == {name: value for name, value in p.items() if name != "sha256"}
     assert p["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert p["source"] == "checkpoint.ckpt" and str(tmp_path) not in json.dumps(p)
     assert p["options"] == {"output_scale": 2.0} and p["kept"] == [[0, 2]] and p["headcount_version"] == engine.__version__

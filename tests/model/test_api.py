@@ -52,7 +52,7 @@ def test_public_names() -> None:
     assert list(inspect.signature(engine.load).parameters) == (
         ["path", "backend", "device", "dtype", "threads", "quantization", "config", "heads", "check", "masked", "options"]
     )
-    assert list(inspect.signature(engine.formats.read).parameters) == [
+    assert list(inspect.signature(engine.convert).parameters) == [
         "source",
         "output_dir",
         "format",
@@ -63,15 +63,6 @@ def test_public_names() -> None:
     ]
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         engine.lod  # noqa: B018
-
-
-@pytest.mark.parametrize(
-    "first", ["import engine.formats.base", "import engine.formats.read", "engine.load", "import engine.loading", "engine.formats.read"]
-)
-def test_convert_is_the_function_whatever_is_imported_first(first: str) -> None:
-    code = f"import engine\n{first}\nfrom engine.formats.base import Converter\nfrom engine import convert\n"
-    code += "assert engine.formats.read is convert and convert.__module__ == 'engine.loading'"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_directory_and_source_give_the_same_model(compact: Path, model: engine.Model) -> None:

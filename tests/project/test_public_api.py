@@ -72,12 +72,27 @@ def test_the_package_offers_exactly_these_names() -> None:
         _ = engine.nothing
 
 
-@pytest.mark.parametrize("first", ["import engine.formats.base", "engine.load", "engine.formats.read", "from engine import convert"])
-def test_convert_is_the_function_whatever_was_imported_before(first: str) -> None:
-    """The folder engine/convert has the function's name, and importing it would put the module in the function's place."""
-    code = f"import engine; {first}; engine.Model; assert engine.formats.read.__module__ == 'engine.loading', engine.formats.read"
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import engine.loading",
+        "import engine.formats.open",
+        "import engine.export.onnx",
+        "import engine.cli.app",
+        "from engine import convert",
+    ],
+)
+def test_load_and_convert_are_functions_whatever_was_imported_before(first: str) -> None:
+    """A module of such a name would take the function's place when it is imported, wherever that is."""
+    code = f"import types, engine; {first}; engine.Model; names = ('load', 'convert'); found = [getattr(engine, name) for name in names]\n"
+    code += "assert all(isinstance(f, types.FunctionType) and f.__module__ == 'engine.loading' for f in found), found"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_module_has_the_name_of_something_the_package_offers() -> None:
+    taken = {path.stem for path in (ROOT / "engine").iterdir()}
+    assert taken & set(engine.__all__) == {"errors"}  # which is that module
 
 
 def test_a_model_is_a_context_manager_that_knows_its_spec() -> None:
