@@ -93,9 +93,9 @@ def inspect(
     options = parse_options(option)
     from engine.backends.choice import DTYPES
     from engine.cli.inspect_report import Report
-    from engine.formats.open import open_checkpoint
+    from engine.formats.open import read_path
 
-    stored = open_checkpoint(path, config=config, heads=heads, **options)
+    stored, _ = read_path(path, options, config=config, heads=heads, hashed=True)
     report = Report(stored, rows=rows, batch=batch, dtype=None if dtype == "auto" else DTYPES.get(dtype, dtype))
     if plot is not None:
         report.plot(plot)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import checkpoint as store
-from engine.checkpoint import read, save
+from engine.checkpoint import directory, read, save
 from engine.errors import CheckpointError
 from tests.support.store_cases import assert_same, random_checkpoint
 
@@ -86,8 +85,8 @@ def test_an_interrupted_save_leaves_what_was(
         raise failure
 
     with monkeypatch.context() as patch:
-        target = {"replace": (os, "replace"), "fsync": (os, "fsync"), "digest": (store, "digest"), "write": (store, "_write")}[place]
-        patch.setattr(*target, fail)
+        targets = {"replace": (os, "replace"), "fsync": (os, "fsync"), "digest": (directory, "digest"), "write": (directory, "_write")}
+        patch.setattr(*targets[place], fail)
         with pytest.raises(CheckpointError if isinstance(failure, OSError) else type(failure)):
             save(random_checkpoint(2), destination, force=True)
     if existing:
@@ -116,10 +115,11 @@ KILLED = """
 import os, sys, time
 from tests.support.store_cases import random_checkpoint
 from engine import checkpoint
+from engine.checkpoint import directory
 def stall(path, data):
     print("writing", flush=True)
     time.sleep(60)
-checkpoint._write = stall
+directory._write = stall
 checkpoint.save(random_checkpoint(2), sys.argv[1], force=True)
 """
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import engine
-from engine import checkpoint, cli
-from engine.checkpoint import new_directory as checkpoint_directory
+from engine import cli
+from engine.checkpoint import directory, new_directory
 from tests.support.command import contents
 
-PLACES = ((checkpoint, "digest"), (checkpoint, "_write"), (os, "fsync"), (checkpoint_directory, "_install"), (os, "replace"))
+PLACES = ((directory, "digest"), (directory, "_write"), (os, "fsync"), (new_directory, "_install"), (os, "replace"))
 
 
 def stopped(source: Path, out: Path, place: tuple[Any, str], end: signal.Signals) -> int:
@@ -60,7 +60,7 @@ def main(source: Path, folder: Path) -> None:
             assert os.WIFSIGNALED(status) and not new.exists() and contents(stands) == before, (place, out)
             engine.convert(source, out, force=True)  # works at once, and clears away what the killed one left
             assert os.listdir(out.parent) == [out.name] if out == new else sorted(os.listdir(folder)) == ["new", "stands"], (place, out)
-            checkpoint.read(out, check=True)
+            directory.read(out, check=True)
             if out == new:
                 for file in new.iterdir():
                     file.unlink()
