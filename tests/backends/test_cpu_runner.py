@@ -238,10 +238,10 @@ def test_a_forked_child_is_told_to_load_its_own_model() -> None:
 
 def test_brings_in_no_torch() -> None:
     code = (
-        "import sys, numpy, engine; from engine.backends import cpu_runner; import engine.loading;"
+        "import sys, numpy, engine; from engine.backends import cpu; import engine.loading;"
         "from tests.support.random_specs import random_checkpoint; from engine.backends.fold import fold;"
         "from engine.backends.plan import compile_stack; from engine.backends.runner import Batch, Limits; c = random_checkpoint(2);"
-        "r = cpu_runner.build(compile_stack(c.spec), fold(c), Limits('float32')); r.open(); one = numpy.ones(1, int);"
+        "r = cpu.build(compile_stack(c.spec), fold(c), Limits('float32')); r.open(); one = numpy.ones(1, int);"
         "r.step(Batch(one, one * 0, one * 0, one, 'next')); sys.exit('torch' in sys.modules)"
     )
     done = run_python(code)

@@ -93,7 +93,7 @@ from engine.backends.cpu import build
 from engine.backends.fold import fold
 from engine.backends.plan import compile_stack
 from engine.backends.runner import Limits
-from tests.engine import engine_side
+from tests.support import engine_side
 from tests.measure.test_precision import INT8_SEEDS, check_int8, int8_case
 for seed in INT8_SEEDS:
     case = int8_case(seed)
