@@ -1,4 +1,4 @@
-"""The process of one part: `python -m bench.suites.gpu.child PART`. Standard output carries a line of JSON for each thing it has to tell."""
+"""The process of one part, `python -m bench.suites.gpu.child PART`: standard output carries a line of JSON for each thing it tells."""
 
 from __future__ import annotations
 
