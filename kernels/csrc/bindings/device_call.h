@@ -17,9 +17,9 @@ namespace headcount {
 enum class Holds { kNumber, kFloat32, kNumberOrFloat32, kInt64, kInt32 };
 
 #ifdef HEADCOUNT_CUDA_EMULATED
-constexpr std::int32_t kCallDevice = dlpack::kCpu;
+constexpr std::int32_t kCallDevice = dlpack::cpu_device;
 #else
-constexpr std::int32_t kCallDevice = dlpack::kCuda;
+constexpr std::int32_t kCallDevice = dlpack::cuda_device;
 #endif
 
 // Holds the tensors until it goes; to be made and let go with the interpreter's lock held.
@@ -51,8 +51,8 @@ class DeviceCall {
  private:
   void check_elements(const PythonArray& array, const char* name, Holds holds) {
     std::optional<cuda::Number> number;
-    if (array.holds(dlpack::kBfloat, 16)) number = cuda::Number::bfloat16;
-    if (array.holds(dlpack::kFloat, 16)) number = cuda::Number::float16;
+    if (array.holds(dlpack::bfloat_code, 16)) number = cuda::Number::bfloat16;
+    if (array.holds(dlpack::float_code, 16)) number = cuda::Number::float16;
     if (number && (holds == Holds::kNumber || holds == Holds::kNumberOrFloat32)) {
       if (!number_) number_ = number;
       check(number == number_, name, "the kind of 16-bit numbers of the tensors before it", array.dtype);
@@ -62,13 +62,13 @@ class DeviceCall {
       case Holds::kNumber:
         return check(false, name, "bfloat16 or float16", array.dtype);
       case Holds::kNumberOrFloat32:
-        return check(array.holds(dlpack::kFloat, 32), name, "float32, bfloat16 or float16", array.dtype);
+        return check(array.holds(dlpack::float_code, 32), name, "float32, bfloat16 or float16", array.dtype);
       case Holds::kFloat32:
-        return check(array.holds(dlpack::kFloat, 32), name, "float32", array.dtype);
+        return check(array.holds(dlpack::float_code, 32), name, "float32", array.dtype);
       case Holds::kInt64:
-        return check(array.holds(dlpack::kInt, 64), name, "int64", array.dtype);
+        return check(array.holds(dlpack::int_code, 64), name, "int64", array.dtype);
       case Holds::kInt32:
-        return check(array.holds(dlpack::kInt, 32), name, "int32", array.dtype);
+        return check(array.holds(dlpack::int_code, 32), name, "int32", array.dtype);
     }
   }
 

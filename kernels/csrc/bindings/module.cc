@@ -93,9 +93,9 @@ void linear(const py::object& x, const py::object& w, const py::object& y) {
   const py::gil_scoped_release release;
   cpu::Compute compute(cpu::kernels(), 1);
   const std::int64_t n = weights.size(0), k = in.size(1);
-  const cpu::PackedBuffer packed = cpu::pack(weights.data(), n, k, k, 1, cpu::Kind::kFloat32, compute.pool);
+  const cpu::PackedBuffer packed = cpu::pack(weights.data(), n, k, k, 1, cpu::Kind::float32, compute.pool);
   const cpu::Packed view = packed.view();
-  compute.linear({in.data(), k, in.size(0), &view, nullptr, nullptr, out.data(), n, cpu::Activation::kNone});
+  compute.linear({in.data(), k, in.size(0), &view, nullptr, nullptr, out.data(), n, cpu::Activation::none});
 }
 
 // A model's weights and caches. Calls wait for one another; none holds the interpreter's lock while it computes.
@@ -104,7 +104,7 @@ class NativeModel {
   NativeModel(std::int64_t hidden, int dtype, bool int8, int threads)
       : hidden_(hidden),
         kind_(kind_of(hidden, dtype)),
-        matrix_kind_(int8 ? cpu::Kind::kInt8 : kind_),
+        matrix_kind_(int8 ? cpu::Kind::int8 : kind_),
         compute_(cpu::kernels(), threads),
         stack_(hidden, matrix_kind_, compute_),
         process_(getpid()) {}
@@ -243,12 +243,12 @@ class NativeModel {
   static cpu::Kind kind_of(std::int64_t hidden, int dtype) {
     check(hidden >= 1, "hidden", "at least 1", std::to_string(hidden));
     check(dtype == 0 || dtype == 3, "dtype", "0 (float32) or 3 (bfloat16)", std::to_string(dtype));
-    return dtype == 0 ? cpu::Kind::kFloat32 : cpu::Kind::kBFloat16;
+    return dtype == 0 ? cpu::Kind::float32 : cpu::Kind::bfloat16;
   }
 
   static std::optional<cpu::Activation> activation_of(std::optional<int> code) {
     if (!code) return std::nullopt;
-    check(*code >= 0 && *code < static_cast<int>(cpu::Activation::kActivations), "activation", "the code of one",
+    check(*code >= 0 && *code < static_cast<int>(cpu::Activation::count), "activation", "the code of one",
           std::to_string(*code));
     return static_cast<cpu::Activation>(*code);
   }

@@ -6,7 +6,7 @@
 namespace headcount {
 namespace {
 
-constexpr const char* kHandedOver = "a tensor that can be handed over by DLPack";
+constexpr const char* handed_over = "a tensor that can be handed over by DLPack";
 
 struct DropReference {
   void operator()(PyObject* object) const { Py_XDECREF(object); }
@@ -30,12 +30,12 @@ std::string raised() {
 [[noreturn]] void refuse(const char* name, const char* expected) { throw CheckError(name, expected, raised()); }
 
 void check_device(std::int64_t type, std::int32_t wanted, const char* name) {
-  const char* expected = wanted == dlpack::kCpu ? "a tensor on the CPU" : "a tensor on a GPU of NVIDIA";
+  const char* expected = wanted == dlpack::cpu_device ? "a tensor on the CPU" : "a tensor on a GPU of NVIDIA";
   check(type == wanted, name, expected, "one on a device of DLPack type " + std::to_string(type));
 }
 
 void check_major(const dlpack::Version& version, const char* name) {
-  check(version.major == dlpack::kMajor, name, "DLPack version 1", "version " + std::to_string(version.major));
+  check(version.major == dlpack::major_version, name, "DLPack version 1", "version " + std::to_string(version.major));
 }
 
 // The letter of struct's format, without the mark of native byte order; 0 for anything else.
@@ -53,7 +53,7 @@ PythonArray::PythonArray(PyObject* object, const char* name, std::int32_t device
 }
 
 bool PythonArray::from_buffer(PyObject* object, const char* name) {
-  if (device_type_ != dlpack::kCpu || !PyObject_CheckBuffer(object)) return false;
+  if (device_type_ != dlpack::cpu_device || !PyObject_CheckBuffer(object)) return false;
   auto view = std::make_unique<Py_buffer>();
   if (PyObject_GetBuffer(object, view.get(), PyBUF_RECORDS_RO) != 0) refuse(name, "an array whose memory can be read");
   buffer_.reset(view.release());
@@ -64,8 +64,8 @@ bool PythonArray::from_buffer(PyObject* object, const char* name) {
   read_only = buffer_->readonly != 0;
   const char letter = letter_of(buffer_->format);
   bits_ = static_cast<int>(8 * buffer_->itemsize);
-  if (letter == 'f') code_ = dlpack::kFloat;
-  if (letter == 'l' || letter == 'q') code_ = dlpack::kInt;  // which of them is 64 bits depends on the platform
+  if (letter == 'f') code_ = dlpack::float_code;
+  if (letter == 'l' || letter == 'q') code_ = dlpack::int_code;  // which of them is 64 bits depends on the platform
   return true;
 }
 
@@ -79,13 +79,13 @@ bool PythonArray::from_exchange(PyObject* object, const char* name) {
   }
   auto* api = static_cast<dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.get(), "dlpack_exchange_api"));
   if (api == nullptr) refuse(name, "a capsule named dlpack_exchange_api");
-  while (api != nullptr && api->version.major != dlpack::kMajor) api = api->previous;
+  while (api != nullptr && api->version.major != dlpack::major_version) api = api->previous;
   if (api == nullptr) return false;  // __dlpack__ may still do
   dlpack::ManagedVersioned* managed = nullptr;
-  if (api->from_object(object, &managed) != 0 || managed == nullptr) refuse(name, kHandedOver);
+  if (api->from_object(object, &managed) != 0 || managed == nullptr) refuse(name, handed_over);
   versioned_.reset(managed);
   check_major(versioned_->version, name);
-  read_only = (versioned_->flags & dlpack::kReadOnly) != 0;
+  read_only = (versioned_->flags & dlpack::read_only_flag) != 0;
   describe(versioned_->tensor, name);
   return true;
 }
@@ -103,24 +103,24 @@ bool PythonArray::from_capsule(PyObject* object, const char* name) {
   check_device(type, device_type_, name);
 
   const Owned method(PyObject_GetAttrString(object, "__dlpack__")), none(PyTuple_New(0));
-  const bool cpu = device_type_ == dlpack::kCpu;
-  const Owned newest(cpu ? Py_BuildValue("{s:(ii)}", "max_version", static_cast<int>(dlpack::kMajor), 0)
-                         : Py_BuildValue("{s:(ii),s:i}", "max_version", static_cast<int>(dlpack::kMajor), 0, "stream",
-                                         dlpack::kNoWait));
+  const bool cpu = device_type_ == dlpack::cpu_device;
+  const Owned newest(cpu ? Py_BuildValue("{s:(ii)}", "max_version", static_cast<int>(dlpack::major_version), 0)
+                         : Py_BuildValue("{s:(ii),s:i}", "max_version", static_cast<int>(dlpack::major_version), 0,
+                                         "stream", dlpack::no_wait));
   Owned capsule(method == nullptr || newest == nullptr ? nullptr
                                                        : PyObject_Call(method.get(), none.get(), newest.get()));
   if (capsule == nullptr && method != nullptr && PyErr_ExceptionMatches(PyExc_TypeError) != 0) {  // older than 1.0
     PyErr_Clear();
-    const Owned unwaited(cpu ? nullptr : Py_BuildValue("{s:i}", "stream", dlpack::kNoWait));
+    const Owned unwaited(cpu ? nullptr : Py_BuildValue("{s:i}", "stream", dlpack::no_wait));
     capsule.reset(PyObject_Call(method.get(), none.get(), unwaited.get()));
   }
-  if (capsule == nullptr) refuse(name, kHandedOver);
+  if (capsule == nullptr) refuse(name, handed_over);
   if (PyCapsule_IsValid(capsule.get(), "dltensor_versioned") != 0) {
     auto* held = static_cast<dlpack::ManagedVersioned*>(PyCapsule_GetPointer(capsule.get(), "dltensor_versioned"));
     check_major(held->version, name);
     PyCapsule_SetName(capsule.get(), "used_dltensor_versioned");
     versioned_.reset(held);
-    read_only = (held->flags & dlpack::kReadOnly) != 0;
+    read_only = (held->flags & dlpack::read_only_flag) != 0;
     describe(held->tensor, name);
     return true;
   }

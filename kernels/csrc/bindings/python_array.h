@@ -18,12 +18,12 @@ class PythonArray {
  public:
   // Throws CheckError naming the argument for what is no tensor in the memory of a DLPack device type. Tensors of a GPU
   // come as they are: nothing waits for the streams that write them.
-  PythonArray(PyObject* object, const char* name, std::int32_t device_type = dlpack::kCpu);
+  PythonArray(PyObject* object, const char* name, std::int32_t device_type = dlpack::cpu_device);
 
   // Elements as native code reads them: float32 or int64 in native byte order.
   template <typename T>
   bool holds() const {
-    return holds(sizeof(T) == 4 ? dlpack::kFloat : dlpack::kInt, 8 * sizeof(T));
+    return holds(sizeof(T) == 4 ? dlpack::float_code : dlpack::int_code, 8 * sizeof(T));
   }
   bool holds(int code, int bits) const { return code_ == code && bits_ == bits; }
   int element_bytes() const { return bits_ / 8; }

@@ -6,11 +6,11 @@
 
 namespace headcount::dlpack {
 
-constexpr std::int32_t kCpu = 1, kCuda = 2;                // DLDeviceType
-constexpr std::uint8_t kInt = 0, kFloat = 2, kBfloat = 4;  // DLDataTypeCode
-constexpr int kNoWait = -1;                                // __dlpack__'s stream: the producer waits for none
-constexpr std::uint64_t kReadOnly = 1;                     // flags
-constexpr std::uint32_t kMajor = 1;
+constexpr std::int32_t cpu_device = 1, cuda_device = 2;                // DLDeviceType
+constexpr std::uint8_t int_code = 0, float_code = 2, bfloat_code = 4;  // DLDataTypeCode
+constexpr int no_wait = -1;                  // __dlpack__'s stream: the producer waits for none
+constexpr std::uint64_t read_only_flag = 1;  // flags
+constexpr std::uint32_t major_version = 1;
 
 struct Version {
   std::uint32_t major, minor;

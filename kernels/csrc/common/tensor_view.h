@@ -7,17 +7,17 @@
 namespace headcount {
 
 // The codes are part of the binding: engine_kernels/native.py passes the same numbers.
-enum class DType : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
+enum class DType : int { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };
 
 // Bytes of one element; 0 for a code that names no type.
 constexpr std::size_t element_size(DType dtype) {
   switch (dtype) {
-    case DType::kFloat32:
+    case DType::float32:
       return 4;
-    case DType::kFloat64:
+    case DType::float64:
       return 8;
-    case DType::kFloat16:
-    case DType::kBFloat16:
+    case DType::float16:
+    case DType::bfloat16:
       return 2;
   }
   return 0;

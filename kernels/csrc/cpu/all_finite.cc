@@ -8,23 +8,22 @@
 namespace headcount {
 namespace {
 
-constexpr std::int64_t kBlock = 4096;  // elements looked at before the answer may end the search
+constexpr std::int64_t block = 4096;  // elements looked at before the answer may end the search
 
 // IEEE 754: a number is infinite or NaN when its exponent bits are all ones.
-template <typename Bits, Bits kExponent>
+template <typename Bits, Bits exponent>
 bool exponents_finite(const void* data, std::int64_t size) {
-  constexpr int kLanes =
+  constexpr int lanes =
       64 / sizeof(Bits);  // independent accumulators, so that the inner loop becomes vector instructions
   const Bits* bits = static_cast<const Bits*>(data);
   while (size > 0) {
-    const std::int64_t count = std::min(size, kBlock);
-    Bits bad[kLanes] = {};
+    const std::int64_t count = std::min(size, block);
+    Bits bad[lanes] = {};
     std::int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes)
-      for (int lane = 0; lane < kLanes; ++lane)
-        bad[lane] |= static_cast<Bits>((bits[i + lane] & kExponent) == kExponent);
-    for (; i < count; ++i) bad[0] |= static_cast<Bits>((bits[i] & kExponent) == kExponent);
-    if (std::any_of(bad, bad + kLanes, [](Bits lane) { return lane != 0; })) return false;
+    for (; i + lanes <= count; i += lanes)
+      for (int lane = 0; lane < lanes; ++lane) bad[lane] |= static_cast<Bits>((bits[i + lane] & exponent) == exponent);
+    for (; i < count; ++i) bad[0] |= static_cast<Bits>((bits[i] & exponent) == exponent);
+    if (std::any_of(bad, bad + lanes, [](Bits lane) { return lane != 0; })) return false;
     bits += count;
     size -= count;
   }
@@ -36,13 +35,13 @@ bool exponents_finite(const void* data, std::int64_t size) {
 bool all_finite(const TensorView& data) {
   check_view(data, "data");
   switch (data.dtype) {
-    case DType::kFloat32:
+    case DType::float32:
       return exponents_finite<std::uint32_t, 0x7F800000u>(data.data, data.size);
-    case DType::kFloat64:
+    case DType::float64:
       return exponents_finite<std::uint64_t, 0x7FF0000000000000u>(data.data, data.size);
-    case DType::kFloat16:
+    case DType::float16:
       return exponents_finite<std::uint16_t, 0x7C00u>(data.data, data.size);
-    case DType::kBFloat16:
+    case DType::bfloat16:
       return exponents_finite<std::uint16_t, 0x7F80u>(data.data, data.size);
   }
   return false;  // check_view has refused every other code

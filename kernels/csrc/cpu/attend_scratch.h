@@ -6,9 +6,9 @@
 namespace headcount::cpu {
 
 // Floats of a row of n numbers in whole panels. Static: a unit's copy must not serve another instruction set.
-static constexpr std::int64_t lanes(std::int64_t n) { return panels(n) * kPanel; }
+static constexpr std::int64_t lanes(std::int64_t n) { return panels(n) * panel_width; }
 
 // Floats of a row of W numbers that may be read one panel early and one late.
-static constexpr std::int64_t banded(std::int64_t reach) { return lanes(reach) + 2 * kPanel; }
+static constexpr std::int64_t banded(std::int64_t reach) { return lanes(reach) + 2 * panel_width; }
 
 }  // namespace headcount::cpu

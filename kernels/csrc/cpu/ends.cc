@@ -6,7 +6,7 @@
 namespace headcount::cpu {
 namespace {
 
-constexpr std::int64_t kRowsOfChunk = 16;
+constexpr std::int64_t chunk_rows = 16;
 
 void check_rows(const char* name, const std::int64_t* rows, std::int64_t count, std::int64_t table) {
   check((rows != nullptr) == (table > 0), name,
@@ -54,8 +54,8 @@ void Ends::add(float* hidden, std::int64_t rows, const std::int64_t* positions, 
   check_rows("positions", positions, rows, shape_.positions);
   check_rows("token_types", token_types, rows, shape_.token_types);
   const std::int64_t width = shape_.hidden;
-  compute_.pool.run((rows + kRowsOfChunk - 1) / kRowsOfChunk, [&](std::int64_t chunk, int) {
-    for (std::int64_t row = chunk * kRowsOfChunk; row < std::min(rows, (chunk + 1) * kRowsOfChunk); ++row) {
+  compute_.pool.run((rows + chunk_rows - 1) / chunk_rows, [&](std::int64_t chunk, int) {
+    for (std::int64_t row = chunk * chunk_rows; row < std::min(rows, (chunk + 1) * chunk_rows); ++row) {
       float* own = hidden + row * width;
       const float* place = positions == nullptr ? nullptr : &positions_[positions[row] * width];
       const float* type = token_types == nullptr ? nullptr : &token_types_[token_types[row] * width];
@@ -82,7 +82,7 @@ void Ends::labels(const float* hidden, std::int64_t rows, float* out) {
     apply(pooler_, *shape_.pooler, hidden, rows, inner);
     hidden = inner;
   }
-  apply(labels_, Activation::kNone, hidden, rows, out);
+  apply(labels_, Activation::none, hidden, rows, out);
 }
 
 }  // namespace headcount::cpu

@@ -8,9 +8,11 @@
 
 namespace headcount::cpu {
 
-constexpr std::int64_t kLine = 16;  // floats of a cache line
+constexpr std::int64_t line_floats = 16;  // floats of a cache line
 
-constexpr std::int64_t whole_lines(std::int64_t floats) { return (floats + kLine - 1) / kLine * kLine; }
+constexpr std::int64_t whole_lines(std::int64_t floats) {
+  return (floats + line_floats - 1) / line_floats * line_floats;
+}
 
 struct FreeFloats {
   void operator()(float* data) const { std::free(data); }

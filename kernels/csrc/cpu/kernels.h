@@ -6,11 +6,11 @@
 
 namespace headcount::cpu {
 
-constexpr std::int64_t kPanel = 16;      // rows of a packed matrix that stand side by side
-constexpr std::int64_t kQueryRows = 32;  // query rows of one unit of prefill attention
-constexpr std::int64_t kKeyBlock = 256;  // keys of one step of the online softmax
+constexpr std::int64_t panel_width = 16;  // rows of a packed matrix that stand side by side
+constexpr std::int64_t query_rows = 32;   // query rows of one unit of prefill attention
+constexpr std::int64_t key_block = 256;   // keys of one step of the online softmax
 
-enum class Kind : int { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
+enum class Kind : int { float32 = 0, bfloat16 = 1, int8 = 2 };
 
 // A constant matrix W [n, k], its rows in panels of 16; rows beyond n and columns beyond k are zero.
 //   float32:  panel[k][16]            bfloat16: panel[k / 2][16][2]            int8: panel[k / 4][16][4], W =
@@ -25,15 +25,15 @@ struct Packed {
   Kind kind;
 };
 
-constexpr std::int64_t panels(std::int64_t n) { return (n + kPanel - 1) / kPanel; }
+constexpr std::int64_t panels(std::int64_t n) { return (n + panel_width - 1) / panel_width; }
 
 // Columns a panel stores: k rounded up to whole pairs or quads.
 constexpr std::int64_t padded_k(std::int64_t k, Kind kind) {
-  return kind == Kind::kFloat32 ? k : kind == Kind::kBFloat16 ? (k + 1) / 2 * 2 : (k + 3) / 4 * 4;
+  return kind == Kind::float32 ? k : kind == Kind::bfloat16 ? (k + 1) / 2 * 2 : (k + 3) / 4 * 4;
 }
 
 constexpr std::int64_t panel_bytes(std::int64_t k, Kind kind) {
-  return padded_k(k, kind) * kPanel * (kind == Kind::kFloat32 ? 4 : kind == Kind::kBFloat16 ? 2 : 1);
+  return padded_k(k, kind) * panel_width * (kind == Kind::float32 ? 4 : kind == Kind::bfloat16 ? 2 : 1);
 }
 
 // What `narrow` makes of float32 rows for a kind whose dot instructions read less than float32: bfloat16 pairs, or
@@ -48,7 +48,7 @@ constexpr std::int64_t narrowed_levels(std::int64_t k) {
 }
 
 // gelu: x · Φ(x); gelu_tanh: its approximation by tanh; quick_gelu: x · sigmoid(1.702 x); silu: x · sigmoid(x).
-enum class Activation : int { kNone, kRelu, kGelu, kGeluTanh, kQuickGelu, kSilu, kTanh, kActivations };
+enum class Activation : int { none, relu, gelu, gelu_tanh, quick_gelu, silu, tanh, count };
 
 // y[r, i] = residual[r, i] + activation(Σ_k x[r, k] · W[i, k] + bias[i]); x [rows, k] with row stride ldx, y and
 // residual with row stride ldy.
@@ -85,7 +85,7 @@ struct Visibility {
   bool both = false;
 };
 
-// Prefill: `rows` ≤ kQueryRows consecutive rows of one sequence and one head, one softmax over their visible keys and
+// Prefill: `rows` ≤ query_rows consecutive rows of one sequence and one head, one softmax over their visible keys and
 // the persistent vectors.
 struct AttendRows {
   const float* query;  // [rows, D], row stride ldq; not yet scaled, no bias added

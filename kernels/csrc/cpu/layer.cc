@@ -17,7 +17,7 @@ void check_shape(const LayerShape& shape) {
   at_least("heads", shape.heads, 0);
   at_least("feed_forward", shape.feed_forward, 0);
   const int activation = static_cast<int>(shape.activation);
-  check(activation >= 0 && activation < static_cast<int>(Activation::kActivations), "activation", "the code of one",
+  check(activation >= 0 && activation < static_cast<int>(Activation::count), "activation", "the code of one",
         std::to_string(activation));
   if (shape.heads == 0) return;
   at_least("head_dim", shape.head_dim, 1);
@@ -49,7 +49,7 @@ Layer::Layer(const LayerShape& shape, std::int64_t hidden, Kind kind, const Arra
 }
 
 void Layer::pack_attention(std::int64_t hidden, Kind kind, const Arrays& arrays, Pool& pool) {
-  const bool whole_panels = shape.head_dim % kPanel == 0;
+  const bool whole_panels = shape.head_dim % panel_width == 0;
   std::vector<float> joined;
   for (const char* part : {"query", "key", "value"}) {
     const std::string name = std::string("attention.") + part;

@@ -27,7 +27,8 @@ struct Norm {
 };
 
 struct Layer {
-  // Arrays by the names of engine/backends/runner.py Folded; `spans` [heads] where see.ramp > 0. Nothing of them is kept.
+  // Arrays by the names of engine/backends/runner.py Folded; `spans` [heads] where see.ramp > 0. Nothing of them is
+  // kept.
   Layer(const LayerShape& shape, std::int64_t hidden, Kind kind, const Arrays& arrays, Pool& pool);
 
   std::int64_t width() const { return shape.heads * shape.head_dim; }

@@ -9,8 +9,8 @@
 namespace headcount::cpu {
 namespace {
 
-constexpr std::int64_t kRows = 48;      // rows of a chunk of logits: whole register tiles of 6 and of 12
-constexpr std::int64_t kColumns = 512;  // columns: the chunk's logits stay in the second cache
+constexpr std::int64_t chunk_rows = 48;      // rows of a chunk of logits: whole register tiles of 6 and of 12
+constexpr std::int64_t chunk_columns = 512;  // columns: the chunk's logits stay in the second cache
 
 std::int64_t pieces(std::int64_t whole, std::int64_t piece) { return (whole + piece - 1) / piece; }
 
@@ -21,26 +21,26 @@ const float* Vocabulary::projected(const float* hidden, std::int64_t rows, std::
   if (!shape_.outputs[cluster].projected) return hidden;
   const Packed w = outputs_[cluster].projection;
   float* y = projected_.need(rows * w.n);
-  compute_.linear({hidden, shape_.hidden, rows, &w, nullptr, nullptr, y, w.n, Activation::kNone});
+  compute_.linear({hidden, shape_.hidden, rows, &w, nullptr, nullptr, y, w.n, Activation::none});
   return y;
 }
 
 void Vocabulary::logits(const float* hidden, std::int64_t rows, float* out) {
   const Packed words = outputs_[0].rows;
   compute_.linear({projected(hidden, rows, 0), words.k, rows, &words, data_or_null(outputs_[0].bias), nullptr, out,
-                   words.n, Activation::kNone});
+                   words.n, Activation::none});
 }
 
 void Vocabulary::head_log_probs(const float* hidden, std::int64_t rows, float* out) {
   const float* first = projected(hidden, rows, 0);
   const Packed words = outputs_[0].rows;
   compute_.linear(
-      {first, words.k, rows, &words, data_or_null(outputs_[0].bias), nullptr, out, head_width(), Activation::kNone});
+      {first, words.k, rows, &words, data_or_null(outputs_[0].bias), nullptr, out, head_width(), Activation::none});
   if (tails() > 0) {
     const Packed entries = entries_;
     const float* x = shape_.clusters_read_hidden ? hidden : first;
     compute_.linear({x, entries.k, rows, &entries, data_or_null(entries_bias_), nullptr, out + words.n, head_width(),
-                     Activation::kNone});
+                     Activation::none});
   }
   compute_.log_softmax(out, rows, head_width());
 }
@@ -50,7 +50,7 @@ void Vocabulary::tail_log_probs(const float* hidden, std::int64_t rows, std::int
   const float* x = projected(hidden, rows, cluster);
   const Packed words = outputs_[cluster].rows;
   compute_.linear(
-      {x, words.k, rows, &words, data_or_null(outputs_[cluster].bias), nullptr, out, width, Activation::kNone});
+      {x, words.k, rows, &words, data_or_null(outputs_[cluster].bias), nullptr, out, width, Activation::none});
   compute_.log_softmax(out, rows, width);
 }
 
@@ -58,15 +58,17 @@ void Vocabulary::tail_log_probs(const float* hidden, std::int64_t rows, std::int
 // logits[row] = the one of column wanted[row], untouched where that is not a column.
 void Vocabulary::log_mass(const Packed& w, const float* bias, const float* x, std::int64_t rows,
                           const std::int64_t* wanted, float* mass, float* logits) {
-  const std::int64_t blocks = pieces(w.n, kColumns), chunks = blocks * pieces(rows, kRows);
+  const std::int64_t blocks = pieces(w.n, chunk_columns), chunks = blocks * pieces(rows, chunk_rows);
   float* partials = partials_.need(2 * rows * blocks);
-  float* scratch = compute_.for_threads(kRows * kColumns);
+  float* scratch = compute_.for_threads(chunk_rows * chunk_columns);
   const std::int64_t stride = compute_.thread_stride;
-  const Linear whole = compute_.narrowed({x, w.k, rows, &w, nullptr, nullptr, nullptr, kColumns, Activation::kNone});
+  const Linear whole =
+      compute_.narrowed({x, w.k, rows, &w, nullptr, nullptr, nullptr, chunk_columns, Activation::none});
   compute_.pool.run(chunks, [&](std::int64_t chunk, int thread) {
-    const std::int64_t block = chunk % blocks, column = block * kColumns, first = chunk / blocks * kRows;
-    const std::int64_t count = std::min(kRows, rows - first);
-    const Packed part = panel_range(w, column / kPanel, std::min(panels(w.n), (column + kColumns) / kPanel));
+    const std::int64_t block = chunk % blocks, column = block * chunk_columns, first = chunk / blocks * chunk_rows;
+    const std::int64_t count = std::min(chunk_rows, rows - first);
+    const Packed part =
+        panel_range(w, column / panel_width, std::min(panels(w.n), (column + chunk_columns) / panel_width));
     float* y = scratch + thread * stride;
     Linear logit = whole;
     logit.x += first * whole.ldx;
@@ -78,9 +80,9 @@ void Vocabulary::log_mass(const Packed& w, const float* bias, const float* x, st
     compute_.kernels.linear(logit, 0, panels(part.n));
     for (std::int64_t row = 0; row < count; ++row) {
       float* own = partials + 2 * ((first + row) * blocks + block);
-      compute_.kernels.log_sum_exp(y + row * kColumns, part.n, own, own + 1);
+      compute_.kernels.log_sum_exp(y + row * chunk_columns, part.n, own, own + 1);
       const std::int64_t at = wanted[first + row] - column;
-      if (at >= 0 && at < part.n) logits[first + row] = y[row * kColumns + at];
+      if (at >= 0 && at < part.n) logits[first + row] = y[row * chunk_columns + at];
     }
   });
   for (std::int64_t row = 0; row < rows; ++row) {

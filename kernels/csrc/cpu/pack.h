@@ -34,7 +34,7 @@ class PackedBuffer {
   std::shared_ptr<char> data_;  // 64-byte aligned
   std::vector<float> scale_;    // int8: one per row, padded to whole panels
   std::int64_t n_ = 0, k_ = 0;
-  Kind kind_ = Kind::kFloat32;
+  Kind kind_ = Kind::float32;
   std::uint64_t mark_ = 0;
 };
 

@@ -21,9 +21,9 @@ namespace {
 
 using Work = void (*)(void* context, std::int64_t chunk, int thread);
 
-constexpr int kMostThreads = 1024;
-constexpr int kChunkBits = 40;  // of the ticket; the other 24 number the run
-constexpr std::uint64_t kClosed = (std::uint64_t{1} << kChunkBits) - 1;
+constexpr int most_threads = 1024;
+constexpr int chunk_bits = 40;  // of the ticket; the other 24 number the run
+constexpr std::uint64_t closed = (std::uint64_t{1} << chunk_bits) - 1;
 
 int usable_cpus() {
 #if defined(__linux__)
@@ -75,7 +75,7 @@ struct Pool::State {
   std::vector<std::thread> workers;
 
   std::mutex one_run;
-  alignas(64) std::atomic<std::uint64_t> ticket{kClosed};  // run << kChunkBits | next chunk
+  alignas(64) std::atomic<std::uint64_t> ticket{closed};  // run << chunk_bits | next chunk
   std::atomic<std::int64_t> chunks{0};
   std::atomic<Work> work{nullptr};
   std::atomic<void*> context{nullptr};
@@ -90,13 +90,13 @@ struct Pool::State {
   std::atomic<bool> failed{false};
   std::exception_ptr failure;  // of the first chunk that threw; guarded by sleep
 
-  static std::uint64_t run_of(std::uint64_t ticket) { return ticket >> kChunkBits; }
+  static std::uint64_t run_of(std::uint64_t ticket) { return ticket >> chunk_bits; }
 
   // The fields are stored and loaded with release and acquire: who reads those of a later run also sees that the ticket
   // of the earlier one is gone, and its claim fails.
   void open(std::int64_t count, Work call, void* with) {
-    const std::uint64_t run = (run_of(ticket.load()) + 1) << kChunkBits;
-    ticket.store(run | kClosed);
+    const std::uint64_t run = (run_of(ticket.load()) + 1) << chunk_bits;
+    ticket.store(run | closed);
     finished.store(0);
     chunks.store(count, std::memory_order_release);
     work.store(call, std::memory_order_release);
@@ -117,7 +117,7 @@ struct Pool::State {
       const std::int64_t count = chunks.load(std::memory_order_acquire);
       const Work call = work.load(std::memory_order_acquire);
       void* const with = context.load(std::memory_order_acquire);
-      const auto chunk = static_cast<std::int64_t>(now & kClosed);
+      const auto chunk = static_cast<std::int64_t>(now & closed);
       if (chunk >= count) break;
       if (!ticket.compare_exchange_weak(now, now + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
       claims[static_cast<std::size_t>(thread)].count.fetch_add(1, std::memory_order_relaxed);
@@ -179,7 +179,7 @@ struct Pool::State {
 };
 
 Pool::Pool(int threads) {
-  check(threads >= 0 && threads <= kMostThreads, "threads", "0 to " + std::to_string(kMostThreads),
+  check(threads >= 0 && threads <= most_threads, "threads", "0 to " + std::to_string(most_threads),
         std::to_string(threads));
   state_ = std::make_unique<State>(threads > 0 ? threads : std::max(1, usable_cpus()));
   try {
@@ -204,7 +204,7 @@ void Pool::run(std::int64_t chunks, Work work, void* context) {
   State& state = *state_;
   check(state.process == getpid(), "pool", "the process that made it", "a forked child; load the model after the fork");
   check(working_for != &state, "pool", "one run at a time", "a run inside a run");
-  check(chunks >= 0 && static_cast<std::uint64_t>(chunks) < kClosed, "chunks", "0 or more", std::to_string(chunks));
+  check(chunks >= 0 && static_cast<std::uint64_t>(chunks) < closed, "chunks", "0 or more", std::to_string(chunks));
   if (chunks == 0) return;
   const std::lock_guard<std::mutex> lock(state.one_run);
   state.open(chunks, work, context);

@@ -8,21 +8,21 @@ namespace {
 
 // Where column `at` of panels [..][depth][16] starts.
 float* column(float* panels, std::int64_t depth, std::int64_t at) {
-  return panels + at / kPanel * kPanel * depth + at % kPanel;
+  return panels + at / panel_width * panel_width * depth + at % panel_width;
 }
 
 // `count` columns from `from` of one set of panels to `to` of another, in runs that leave neither panel.
 void copy_columns(const float* source, std::int64_t from, float* target, std::int64_t to, std::int64_t count,
                   std::int64_t depth) {
   while (count > 0) {
-    const std::int64_t run = std::min({count, kPanel - from % kPanel, kPanel - to % kPanel});
+    const std::int64_t run = std::min({count, panel_width - from % panel_width, panel_width - to % panel_width});
     const float* in = column(const_cast<float*>(source), depth, from);
     float* out = column(target, depth, to);
-    if (run == kPanel) {
-      std::memcpy(out, in, static_cast<std::size_t>(kPanel * depth) * sizeof(float));
+    if (run == panel_width) {
+      std::memcpy(out, in, static_cast<std::size_t>(panel_width * depth) * sizeof(float));
     } else {
       for (std::int64_t i = 0; i < depth; ++i)
-        for (std::int64_t lane = 0; lane < run; ++lane) out[i * kPanel + lane] = in[i * kPanel + lane];
+        for (std::int64_t lane = 0; lane < run; ++lane) out[i * panel_width + lane] = in[i * panel_width + lane];
     }
     from += run;
     to += run;
@@ -37,7 +37,7 @@ Rings::Rings(std::int64_t heads, std::int64_t head_dim, std::int64_t reach, cons
     : heads_(heads),
       head_dim_(head_dim),
       reach_(reach),
-      key_floats_(panels(reach) * kPanel * head_dim),
+      key_floats_(panels(reach) * panel_width * head_dim),
       value_floats_(whole_lines(reach * head_dim)),
       zero_key_(heads * head_dim),
       zero_value_(heads * head_dim) {
@@ -60,7 +60,7 @@ void Rings::restart(std::int64_t slot) {
     const float* key = zero_key_.data() + head * head_dim_;
     const float* value = zero_value_.data() + head * head_dim_;
     float* out = keys(slot, head);
-    for (std::int64_t i = 0; i < key_floats_; ++i) out[i] = key[i / kPanel % head_dim_];
+    for (std::int64_t i = 0; i < key_floats_; ++i) out[i] = key[i / panel_width % head_dim_];
     out = values(slot, head);
     for (std::int64_t i = 0; i < value_floats_; ++i) out[i] = value[i % head_dim_];
   }
@@ -69,7 +69,7 @@ void Rings::restart(std::int64_t slot) {
 void Rings::write(std::int64_t slot, std::int64_t head, std::int64_t position, const float* key, const float* value) {
   const std::int64_t at = position % reach_;
   float* out = column(keys(slot, head), head_dim_, at);
-  for (std::int64_t i = 0; i < head_dim_; ++i) out[i * kPanel] = key[i];
+  for (std::int64_t i = 0; i < head_dim_; ++i) out[i * panel_width] = key[i];
   std::copy(value, value + head_dim_, values(slot, head) + at * head_dim_);
 }
 
@@ -84,13 +84,13 @@ void Rings::gather(std::int64_t slot, std::int64_t head, std::int64_t position, 
   std::copy(ring, ring + oldest * head_dim_, values + older * head_dim_);
   for (std::int64_t row = 0; row < rows; ++row) {
     float* out = column(keys, head_dim_, reach_ + row);
-    for (std::int64_t i = 0; i < head_dim_; ++i) out[i * kPanel] = new_keys[row * ld + i];
+    for (std::int64_t i = 0; i < head_dim_; ++i) out[i * panel_width] = new_keys[row * ld + i];
     std::copy(new_values + row * ld, new_values + row * ld + head_dim_, values + (reach_ + row) * head_dim_);
   }
-  const std::int64_t end = reach_ + rows, whole = panels(end) * kPanel;
+  const std::int64_t end = reach_ + rows, whole = panels(end) * panel_width;
   for (std::int64_t at = end; at < whole; ++at) {  // lanes beyond the last key are read and masked: they must be finite
     float* out = column(keys, head_dim_, at);
-    for (std::int64_t i = 0; i < head_dim_; ++i) out[i * kPanel] = 0.0f;
+    for (std::int64_t i = 0; i < head_dim_; ++i) out[i * panel_width] = 0.0f;
   }
 }
 

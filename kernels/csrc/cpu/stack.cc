@@ -6,9 +6,9 @@
 namespace headcount::cpu {
 namespace {
 
-constexpr std::int64_t kPassRows = 1024;  // rows of a pass
-constexpr std::int64_t kPassKeys = 8192;  // keys gathered for a pass, over its sequences
-constexpr std::int64_t kLongest = 1LL << 62;
+constexpr std::int64_t pass_rows = 1024;  // rows of a pass
+constexpr std::int64_t pass_keys = 8192;  // keys gathered for a pass, over its sequences
+constexpr std::int64_t last_position = 1LL << 62;
 
 }  // namespace
 
@@ -42,7 +42,7 @@ void Stack::check_sequences(std::int64_t rows, const Sequences& sequences) {
     check(slot >= 0 && slot < slots_, "slots", "slots that were opened", std::to_string(slot));
     check(seen_[slot] != epoch_, "slots", "each slot once", std::to_string(slot) + " twice");
     seen_[slot] = epoch_;
-    check(start >= 0 && start <= (sees_both() ? 0 : kLongest), "starts",
+    check(start >= 0 && start <= (sees_both() ? 0 : last_position), "starts",
           sees_both() ? "position 0, for rows see both ways" : "positions from 0", std::to_string(start));
     check(length >= 1 && length <= rows, "lengths", "at least 1, at most all rows", std::to_string(length));
     total += length;
@@ -79,10 +79,10 @@ std::int64_t Stack::plan_pass(const Sequences& sequences) {
   for (std::int64_t s = 0; s < sequences.count; origin += sequences.lengths[s], ++s) {
     const std::int64_t left = sequences.lengths[s] - done_[s];
     if (left == 0) continue;
-    const std::int64_t length = whole ? left : std::min(left, kPartRows);
+    const std::int64_t length = whole ? left : std::min(left, part_rows);
     const bool single = length == 1 && !whole;
     const std::int64_t gathered = single ? 0 : widest_reach_ + length;
-    if (rows > 0 && (rows + length > kPassRows || keys + gathered > kPassKeys)) break;
+    if (rows > 0 && (rows + length > pass_rows || keys + gathered > pass_keys)) break;
     const Part part{sequences.slots[s], sequences.starts[s] + done_[s], length, rows, origin + done_[s], 0, 0, 0, 0};
     parts_.push_back(part);
     (single ? singles_ : longs_).push_back(part);
@@ -91,7 +91,7 @@ std::int64_t Stack::plan_pass(const Sequences& sequences) {
     rows += length;
     keys += gathered;
   }
-  blocks_ = (longest + kQueryRows - 1) / kQueryRows;
+  blocks_ = (longest + query_rows - 1) / query_rows;
   return rows;
 }
 
@@ -122,10 +122,10 @@ void Stack::run_layer(const Layer& layer, Rings& rings, float* hidden, std::int6
     float* mixed = mixed_.need(rows * layer.width());
     if (shape.norm_first) apply(layer.attention_norm, normed);
     compute_.linear({normed, hidden_, rows, nullptr, data_or_null(layer.qkv_bias), nullptr, qkv, 3 * layer.width(),
-                     Activation::kNone},
+                     Activation::none},
                     layer.qkv);
     attend(layer, rings, qkv, mixed);
-    multiply(layer.output, layer.output_bias, mixed, hidden, Activation::kNone, true);
+    multiply(layer.output, layer.output_bias, mixed, hidden, Activation::none, true);
   } else if (!layer.output_bias.empty()) {
     for (std::int64_t i = 0; i < rows * hidden_; ++i) hidden[i] += layer.output_bias[i % hidden_];
   }
@@ -135,7 +135,7 @@ void Stack::run_layer(const Layer& layer, Rings& rings, float* hidden, std::int6
   float* inner = inner_.need(rows * shape.feed_forward);
   if (shape.norm_first) apply(layer.feed_forward_norm, normed);
   multiply(layer.up, layer.up_bias, normed, inner, shape.activation, false);
-  multiply(layer.down, layer.down_bias, inner, hidden, Activation::kNone, true);
+  multiply(layer.down, layer.down_bias, inner, hidden, Activation::none, true);
   if (!shape.norm_first) apply(layer.feed_forward_norm, hidden);
 }
 

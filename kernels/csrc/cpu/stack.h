@@ -10,7 +10,7 @@
 
 namespace headcount::cpu {
 
-constexpr std::int64_t kPartRows = 256;  // rows of one sequence that go through the layers together
+constexpr std::int64_t part_rows = 256;  // rows of one sequence that go through the layers together
 
 // Sequence s continues slots[s] at position starts[s] with lengths[s] rows; the rows of a batch follow one another.
 // Where the layers see both ways a sequence comes whole, from position 0.

@@ -6,8 +6,8 @@
 namespace headcount::cpu {
 namespace {
 
-constexpr std::int64_t kSplit = 512;   // persistent vectors of a unit
-constexpr std::int64_t kSingles = 64;  // single rows of a unit
+constexpr std::int64_t unit_vectors = 512;  // persistent vectors of a unit
+constexpr std::int64_t unit_rows = 64;      // single rows of a unit
 
 std::int64_t pieces(std::int64_t whole, std::int64_t piece) { return (whole + piece - 1) / piece; }
 
@@ -23,7 +23,7 @@ void Stack::attend(const Layer& layer, Rings& rings, const float* qkv, float* ou
   place_keys(layer);
 
   float* scratch = compute_.for_threads(
-      std::max({attend_persistent_scratch(kSingles, depth), attend_ring_scratch(depth, layer.shape.see.reach),
+      std::max({attend_persistent_scratch(unit_rows, depth), attend_ring_scratch(depth, layer.shape.see.reach),
                 attend_rows_scratch(depth, layer.shape.see.reach, layer.shape.persistent)}));
   const std::int64_t stride = compute_.thread_stride;
   compute_.pool.run(persistent + longs, [&](std::int64_t unit, int thread) {
@@ -43,7 +43,7 @@ void Stack::attend(const Layer& layer, Rings& rings, const float* qkv, float* ou
 // What the single rows share: their queries one after the other, and room for a partial softmax per row and split.
 Stack::Shared Stack::share(const Layer& layer, const float* qkv) {
   const std::int64_t width = layer.width(), count = static_cast<std::int64_t>(singles_.size());
-  Shared shared{qkv, 3 * width, pieces(count, kSingles), pieces(layer.shape.persistent, kSplit), nullptr};
+  Shared shared{qkv, 3 * width, pieces(count, unit_rows), pieces(layer.shape.persistent, unit_vectors), nullptr};
   shared.partials = partials_.need(layer.shape.heads * count * shared.splits * (2 + layer.shape.head_dim));
   if (longs_.empty()) return shared;  // row s of qkv is single s
   float* queries = queries_.need(count * width);
@@ -61,7 +61,7 @@ void Stack::place_keys(const Layer& layer) {
     const std::int64_t count = layer.shape.see.reach + part.length;
     part.keys = keys;
     part.values = values;
-    part.key_floats = panels(count) * kPanel * depth;
+    part.key_floats = panels(count) * panel_width * depth;
     part.value_floats = whole_lines(count * depth);
     keys += heads * part.key_floats;
     values += heads * part.value_floats;
@@ -73,15 +73,15 @@ void Stack::place_keys(const Layer& layer) {
 void Stack::attend_shared(const Layer& layer, const Shared& shared, std::int64_t unit, float* scratch) {
   const std::int64_t depth = layer.shape.head_dim, count = static_cast<std::int64_t>(singles_.size());
   const std::int64_t block = unit % shared.blocks, split = unit / shared.blocks % shared.splits;
-  const std::int64_t head = unit / shared.blocks / shared.splits, first = block * kSingles;
+  const std::int64_t head = unit / shared.blocks / shared.splits, first = block * unit_rows;
   AttendPersistent call{};
   call.query = shared.queries + first * shared.stride + head * depth;
   call.ldq = shared.stride;
-  call.batch = std::min(kSingles, count - first);
+  call.batch = std::min(unit_rows, count - first);
   call.head_dim = depth;
   call.head = &layer.heads[head];
-  call.begin = split * kSplit;
-  call.end = std::min(layer.shape.persistent, call.begin + kSplit);
+  call.begin = split * unit_vectors;
+  call.end = std::min(layer.shape.persistent, call.begin + unit_vectors);
   call.partial_stride = shared.splits * (2 + depth);
   call.partial = shared.partials + (head * count + first) * call.partial_stride + split * (2 + depth);
   call.scratch = scratch;
@@ -131,12 +131,12 @@ void Stack::attend_single(const Layer& layer, Rings& rings, const Shared& shared
 void Stack::attend_block(const Layer& layer, const float* qkv, std::int64_t unit, float* out, float* scratch) {
   const std::int64_t heads = layer.shape.heads, depth = layer.shape.head_dim, width = layer.width();
   const Part& part = longs_[unit / blocks_ / heads];
-  const std::int64_t head = unit / blocks_ % heads, row = unit % blocks_ * kQueryRows;
+  const std::int64_t head = unit / blocks_ % heads, row = unit % blocks_ * query_rows;
   if (row >= part.length) return;
   AttendRows call{};
   call.query = qkv + (part.row + row) * 3 * width + head * depth;
   call.ldq = 3 * width;
-  call.rows = std::min(kQueryRows, part.length - row);
+  call.rows = std::min(query_rows, part.length - row);
   call.head_dim = depth;
   call.head = &layer.heads[head];
   call.see = &layer.shape.see;

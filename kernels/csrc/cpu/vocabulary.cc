@@ -6,7 +6,7 @@
 namespace headcount::cpu {
 namespace {
 
-constexpr std::int64_t kRowsOfChunk = 16;  // embedding rows of a chunk
+constexpr std::int64_t chunk_rows = 16;  // embedding rows of a chunk
 
 std::string name_of(const char* side, std::int64_t cluster) { return std::string(side) + std::to_string(cluster); }
 
@@ -120,7 +120,7 @@ void Vocabulary::add_projection(std::int64_t i, Kind kind, const Arrays& arrays)
   const float* stored = arrays.get(name, {shape_.hidden, in.width});
   const bool shared = i <= tails() && shape_.outputs[i].projected &&
                       arrays.get(other, {shape_.hidden, shape_.outputs[i].width}) == stored;
-  if (shared && kind != Kind::kInt8)  // int8 has its scales by row
+  if (shared && kind != Kind::int8)  // int8 has its scales by row
     inputs_.back().tied = i;
   else
     inputs_.back().projection = pack_rows(stored, shape_.hidden, in.width, kind);
@@ -137,20 +137,19 @@ void Vocabulary::read_row(std::int64_t id, float* out) const {
 void Vocabulary::project(const Input& input, const float* x, std::int64_t rows, float* y) {
   if (input.tied < 0) {
     compute_.linear(
-        {x, input.projection.k, rows, &input.projection, nullptr, nullptr, y, shape_.hidden, Activation::kNone});
+        {x, input.projection.k, rows, &input.projection, nullptr, nullptr, y, shape_.hidden, Activation::none});
     return;
   }
   const Packed& w = outputs_[input.tied].projection;
   float* scratch = compute_.for_threads(panel_bytes(w.n, w.kind) / static_cast<std::int64_t>(sizeof(float)));
   const std::int64_t stride = compute_.thread_stride;
   const Packed turned{nullptr, nullptr, w.k, w.n, w.kind};
-  const Linear whole =
-      compute_.narrowed({x, w.n, rows, &turned, nullptr, nullptr, y, shape_.hidden, Activation::kNone});
+  const Linear whole = compute_.narrowed({x, w.n, rows, &turned, nullptr, nullptr, y, shape_.hidden, Activation::none});
   compute_.pool.run(panels(w.k), [&](std::int64_t panel, int thread) {
     float* own = scratch + thread * stride;
     transpose_panel(w, panel, own);
-    const std::int64_t column = panel * kPanel;
-    const Packed part{own, nullptr, std::min(kPanel, w.k - column), w.n, w.kind};
+    const std::int64_t column = panel * panel_width;
+    const Packed part{own, nullptr, std::min(panel_width, w.k - column), w.n, w.kind};
     Linear call = whole;
     call.w = &part;
     call.y += column;
@@ -170,8 +169,8 @@ void Vocabulary::embed(const std::int64_t* ids, std::int64_t rows, float* hidden
     const auto count = static_cast<std::int64_t>(members_.size());
     if (count == 0) continue;
     float* gathered = gathered_.need(count * cluster.width);
-    compute_.pool.run((count + kRowsOfChunk - 1) / kRowsOfChunk, [&](std::int64_t chunk, int) {
-      for (std::int64_t m = chunk * kRowsOfChunk; m < std::min(count, (chunk + 1) * kRowsOfChunk); ++m)
+    compute_.pool.run((count + chunk_rows - 1) / chunk_rows, [&](std::int64_t chunk, int) {
+      for (std::int64_t m = chunk * chunk_rows; m < std::min(count, (chunk + 1) * chunk_rows); ++m)
         read_row(ids[members_[m]], gathered + m * cluster.width);
     });
     const float* result = gathered;

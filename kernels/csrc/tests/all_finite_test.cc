@@ -48,17 +48,17 @@ bool refused(const TensorView& view) {
 }  // namespace
 
 int main() {
-  try_sizes<std::uint32_t>(DType::kFloat32, 0x7F7FFFFFu, 0x7F800000u, 0xFFC00001u);
-  try_sizes<std::uint64_t>(DType::kFloat64, 0x7FEFFFFFFFFFFFFFu, 0x7FF0000000000000u, 0xFFF8000000000001u);
-  try_sizes<std::uint16_t>(DType::kFloat16, 0x7BFFu, 0x7C00u, 0xFE01u);
-  try_sizes<std::uint16_t>(DType::kBFloat16, 0x7F7Fu, 0x7F80u, 0xFFC1u);
+  try_sizes<std::uint32_t>(DType::float32, 0x7F7FFFFFu, 0x7F800000u, 0xFFC00001u);
+  try_sizes<std::uint64_t>(DType::float64, 0x7FEFFFFFFFFFFFFFu, 0x7FF0000000000000u, 0xFFF8000000000001u);
+  try_sizes<std::uint16_t>(DType::float16, 0x7BFFu, 0x7C00u, 0xFE01u);
+  try_sizes<std::uint16_t>(DType::bfloat16, 0x7F7Fu, 0x7F80u, 0xFFC1u);
 
   const std::uint64_t word = 0;
   const char* misaligned = reinterpret_cast<const char*>(&word) + 1;
-  expect(refused({&word, 1, static_cast<DType>(9)}), "unknown dtype refused", DType::kFloat32, 1);
-  expect(refused({&word, -1, DType::kFloat32}), "negative size refused", DType::kFloat32, 1);
-  expect(refused({nullptr, 1, DType::kFloat32}), "null refused", DType::kFloat32, 1);
-  expect(refused({misaligned, 1, DType::kFloat32}), "misaligned refused", DType::kFloat32, 1);
+  expect(refused({&word, 1, static_cast<DType>(9)}), "unknown dtype refused", DType::float32, 1);
+  expect(refused({&word, -1, DType::float32}), "negative size refused", DType::float32, 1);
+  expect(refused({nullptr, 1, DType::float32}), "null refused", DType::float32, 1);
+  expect(refused({misaligned, 1, DType::float32}), "misaligned refused", DType::float32, 1);
 
   std::printf("all_finite: %s\n", failures == 0 ? "passed" : "failed");
   return failures == 0 ? 0 : 1;

@@ -20,7 +20,7 @@ namespace headcount::test {
 using namespace headcount::cpu;
 using std::int64_t;
 
-enum class Data { kNormal, kWhole, kEqual };  // whole numbers: large scores without rounding; equal: one key, repeated
+enum class Data { normal, whole, equal };  // whole numbers: large scores without rounding; equal: one key, repeated
 
 // `rows` new tokens of one head's stream, from `position` on.
 struct Case {
@@ -29,12 +29,12 @@ struct Case {
   bool both = false;  // every row sees all rows; position 0, nothing relative
   bool zeros = false, relative = true, content_bias = true, position_bias = true;
   float ramp = 0, span = 0, size = 1;
-  Data data = Data::kNormal;
-  Kind kind = Kind::kFloat32;
+  Data data = Data::normal;
+  Kind kind = Kind::float32;
   unsigned seed = 1;
 
   // Persistent logits are not divided by √D.
-  float persistent_size() const { return data == Data::kWhole ? size : size / std::sqrt(static_cast<float>(head_dim)); }
+  float persistent_size() const { return data == Data::whole ? size : size / std::sqrt(static_cast<float>(head_dim)); }
   int64_t reach() const { return both ? 0 : window + (segment > 0 ? segment - 1 : 0); }
 };
 
@@ -78,32 +78,32 @@ class Array {
 // A constant matrix, packed, and the numbers the packed form holds.
 struct Matrix {
   Matrix(int64_t n, int64_t k, Kind kind, const std::vector<float>& source)
-      : bytes(panels(n) * panel_bytes(k, kind), 0), scale(panels(n) * kPanel, 0.0f), held(source) {
+      : bytes(panels(n) * panel_bytes(k, kind), 0), scale(panels(n) * panel_width, 0.0f), held(source) {
     for (int64_t row = 0; row < n; ++row) {
       float largest = 1e-20f;
       for (int64_t i = 0; i < k; ++i) largest = std::max(largest, std::fabs(source[row * k + i]));
       scale[row] = largest / 127;
       for (int64_t i = 0; i < k; ++i) put(row, i, k, kind, held[row * k + i]);
     }
-    packed = {bytes.at(), kind == Kind::kInt8 ? scale.at() : nullptr, n, k, kind};
+    packed = {bytes.at(), kind == Kind::int8 ? scale.at() : nullptr, n, k, kind};
   }
 
   void put(int64_t row, int64_t i, int64_t k, Kind kind, float& x) {
-    char* panel = bytes.at(row / kPanel * panel_bytes(k, kind));
-    const int64_t lane = row % kPanel;
-    if (kind == Kind::kFloat32) {
-      std::memcpy(panel + (i * kPanel + lane) * 4, &x, 4);
-    } else if (kind == Kind::kBFloat16) {
+    char* panel = bytes.at(row / panel_width * panel_bytes(k, kind));
+    const int64_t lane = row % panel_width;
+    if (kind == Kind::float32) {
+      std::memcpy(panel + (i * panel_width + lane) * 4, &x, 4);
+    } else if (kind == Kind::bfloat16) {
       std::uint32_t bits;
       std::memcpy(&bits, &x, 4);
       bits &= 0xFFFF0000u;
       std::memcpy(&x, &bits, 4);
       const auto half = static_cast<std::uint16_t>(bits >> 16);
-      std::memcpy(panel + (i / 2 * 2 * kPanel + lane * 2 + i % 2) * 2, &half, 2);
+      std::memcpy(panel + (i / 2 * 2 * panel_width + lane * 2 + i % 2) * 2, &half, 2);
     } else {
       const auto byte = static_cast<signed char>(std::lrint(x / scale[row]));
       x = byte * scale[row];
-      panel[i / 4 * 4 * kPanel + lane * 4 + i % 4] = byte;
+      panel[i / 4 * 4 * panel_width + lane * 4 + i % 4] = byte;
     }
   }
 
@@ -116,7 +116,7 @@ struct Matrix {
 inline std::vector<float> draw(std::mt19937& random, int64_t n, float size, Data data) {
   std::normal_distribution<float> normal(0, 1);
   std::vector<float> x(static_cast<std::size_t>(n));
-  for (float& v : x) v = data == Data::kWhole ? std::round(normal(random) * 2) * size : normal(random) * size;
+  for (float& v : x) v = data == Data::whole ? std::round(normal(random) * 2) * size : normal(random) * size;
   return x;
 }
 
@@ -128,14 +128,14 @@ struct Stream {
       : length(c.position + c.rows),
         persistent_keys(c.persistent, c.head_dim, c.kind,
                         draw(random, c.persistent * c.head_dim, c.persistent_size(), c.data)),
-        persistent_values(c.head_dim, c.persistent, c.kind, draw(random, c.persistent * c.head_dim, 1, Data::kNormal)),
+        persistent_values(c.head_dim, c.persistent, c.kind, draw(random, c.persistent * c.head_dim, 1, Data::normal)),
         distances(c.relative ? c.reach() : 0, c.head_dim, c.kind,
                   draw(random, c.relative ? c.reach() * c.head_dim : 0, c.size, c.data)),
         content_bias(draw(random, c.head_dim, 1, c.data)),
         position_bias(draw(random, c.head_dim, 1, c.data)),
         query(draw(random, c.rows * c.head_dim, 1, c.data)),
         keys(draw(random, (length + 1) * c.head_dim, c.size, c.data)),
-        values(draw(random, (length + 1) * c.head_dim, 1, Data::kNormal)),
+        values(draw(random, (length + 1) * c.head_dim, 1, Data::normal)),
         tables{persistent_keys.packed,
                persistent_values.packed,
                distances.packed,
@@ -143,14 +143,14 @@ struct Stream {
                c.position_bias ? position_bias.data() : nullptr,
                c.span},
         see{c.window, c.segment, c.reach(), c.first, c.zeros, c.ramp, c.both} {
-    if (c.data == Data::kEqual) {
+    if (c.data == Data::equal) {
       for (int64_t i = c.head_dim; i < (length + 1) * c.head_dim; ++i) keys[i] = keys[i - c.head_dim];
     }
   }
 
   // Number i of the key (or value) at a position; what no row may see is NaN.
   float number(const Case& c, const std::vector<float>& x, int64_t position, int64_t i) const {
-    if (position < 0 && !c.zeros) return kNaN;
+    if (position < 0 && !c.zeros) return not_a_number;
     return x[(position < 0 ? length : position) * c.head_dim + i];
   }
 

@@ -29,7 +29,7 @@ std::vector<float> as_read(const Kernels* unit, Kind kind, std::vector<float> ro
   for (const float x : row) largest = std::max(largest, std::fabs(x));
   const auto levels = static_cast<float>(narrowed_levels(static_cast<int64_t>(row.size())));
   for (float& x : row) {
-    if (kind == Kind::kInt8) {
+    if (kind == Kind::int8) {
       x = largest > 0 ? std::nearbyint(x * (levels / largest)) * (largest / levels) : 0;
     } else {
       std::uint32_t bits;
@@ -45,7 +45,7 @@ std::vector<float> as_read(const Kernels* unit, Kind kind, std::vector<float> ro
 // middle of two steps that they fall to the other side; `largest` is of what is averaged.
 double narrowing(const Kernels& unit, const Case& c, const Stream& s, double largest) {
   if (!unit.narrows[static_cast<int>(c.kind)]) return 0;
-  if (c.kind == Kind::kBFloat16) return largest / 128;
+  if (c.kind == Kind::bfloat16) return largest / 128;
   double query = 0, held = 0;
   for (const float x : s.query) query = std::max<double>(query, std::fabs(x));
   for (const float x : s.position_bias) query = std::max<double>(query, std::fabs(x));
@@ -115,24 +115,24 @@ std::vector<double> oracle(const Case& c, const Stream& s, const Kernels* unit) 
   return out;
 }
 
-constexpr int64_t kGap = 3;  // strides exceed head_dim, and what lies between stays untouched
+constexpr int64_t stride_gap = 3;  // strides exceed head_dim, and what lies between stays untouched
 
 std::vector<double> without_gaps(const Array<float>& out, const Case& c, const char* unit) {
   std::vector<double> result;
   bool untouched = true;
   for (int64_t row = 0; row < c.rows; ++row) {
-    for (int64_t i = 0; i < c.head_dim; ++i) result.push_back(out[row * (c.head_dim + kGap) + i]);
-    for (int64_t i = c.head_dim; row + 1 < c.rows && i < c.head_dim + kGap; ++i)
-      untouched = untouched && out[row * (c.head_dim + kGap) + i] == 7.0f;
+    for (int64_t i = 0; i < c.head_dim; ++i) result.push_back(out[row * (c.head_dim + stride_gap) + i]);
+    for (int64_t i = c.head_dim; row + 1 < c.rows && i < c.head_dim + stride_gap; ++i)
+      untouched = untouched && out[row * (c.head_dim + stride_gap) + i] == 7.0f;
   }
   expect(untouched, "nothing written between rows", unit, c);
   return result;
 }
 
 Array<float> strided_queries(const Case& c, const Stream& s) {
-  Array<float> query(c.rows * (c.head_dim + kGap) - kGap, kNaN);
+  Array<float> query(c.rows * (c.head_dim + stride_gap) - stride_gap, not_a_number);
   for (int64_t row = 0; row < c.rows; ++row)
-    for (int64_t i = 0; i < c.head_dim; ++i) query[row * (c.head_dim + kGap) + i] = s.query[row * c.head_dim + i];
+    for (int64_t i = 0; i < c.head_dim; ++i) query[row * (c.head_dim + stride_gap) + i] = s.query[row * c.head_dim + i];
   return query;
 }
 
@@ -140,21 +140,22 @@ Array<float> strided_queries(const Case& c, const Stream& s) {
 void put_key_value(const Case& c, const Stream& s, int64_t at, int64_t position, Array<float>& keys,
                    Array<float>& values) {
   for (int64_t i = 0; i < c.head_dim; ++i) {
-    keys[(at / kPanel * c.head_dim + i) * kPanel + at % kPanel] = s.number(c, s.keys, position, i);
+    keys[(at / panel_width * c.head_dim + i) * panel_width + at % panel_width] = s.number(c, s.keys, position, i);
     values[at * c.head_dim + i] = s.number(c, s.values, position, i);
   }
 }
 
 std::vector<double> prefill(const Kernels& unit, const Case& c, const Stream& s, float scratch_value) {
   const int64_t d = c.head_dim, reach = c.reach(), count = reach + c.rows;
-  Array<float> keys(panels(count) * d * kPanel, kNaN), values(count * d, kNaN), out(c.rows * (d + kGap) - kGap, 7.0f);
+  Array<float> keys(panels(count) * d * panel_width, not_a_number), values(count * d, not_a_number),
+      out(c.rows * (d + stride_gap) - stride_gap, 7.0f);
   for (int64_t i = 0; i < count; ++i) put_key_value(c, s, i, c.position + i - reach, keys, values);
   const Array<float> query = strided_queries(c, s);
   for (int64_t row = 0; row < c.rows; row += c.batch_rows) {
     Array<float> scratch(attend_rows_scratch(d, reach, c.persistent), scratch_value);
-    unit.attend_rows({query.at(row * (d + kGap)), d + kGap, std::min(c.batch_rows, c.rows - row), d, &s.tables, &s.see,
-                      keys.at(), values.at(), row, c.position + row, out.at(row * (d + kGap)), d + kGap, scratch.at(),
-                      c.rows});
+    unit.attend_rows({query.at(row * (d + stride_gap)), d + stride_gap, std::min(c.batch_rows, c.rows - row), d,
+                      &s.tables, &s.see, keys.at(), values.at(), row, c.position + row, out.at(row * (d + stride_gap)),
+                      d + stride_gap, scratch.at(), c.rows});
   }
   return without_gaps(out, c, unit.name);
 }
@@ -162,8 +163,8 @@ std::vector<double> prefill(const Kernels& unit, const Case& c, const Stream& s,
 // The rows as a batch of sequences, each with a ring of its own.
 std::vector<double> decode(const Kernels& unit, const Case& c, const Stream& s, float scratch_value) {
   const int64_t d = c.head_dim, reach = c.reach(), splits = (c.persistent + c.split - 1) / c.split;
-  const int64_t stride = 2 + d + kGap, ldq = d + kGap;
-  Array<float> partials(c.rows * splits * stride, 7.0f), out(c.rows * ldq - kGap, 7.0f);
+  const int64_t stride = 2 + d + stride_gap, ldq = d + stride_gap;
+  Array<float> partials(c.rows * splits * stride, 7.0f), out(c.rows * ldq - stride_gap, 7.0f);
   const Array<float> query = strided_queries(c, s);
   for (int64_t i = 0; i < splits; ++i) {
     Array<float> scratch(attend_persistent_scratch(c.rows, d), scratch_value);
@@ -172,12 +173,12 @@ std::vector<double> decode(const Kernels& unit, const Case& c, const Stream& s, 
         {query.at(), ldq, c.rows, d, &s.tables, begin, end, partials.at(i * stride), splits * stride, scratch.at()});
     Array<float> alone(2 + d, 7.0f);
     unit.attend_persistent({query.at(), ldq, 1, d, &s.tables, begin, end, alone.at(), 2 + d, scratch.at()});
-    if (c.kind == Kind::kBFloat16 && unit.narrows[1]) continue;  // tiles add in their own order
+    if (c.kind == Kind::bfloat16 && unit.narrows[1]) continue;  // tiles add in their own order
     expect(std::memcmp(alone.at(), partials.at(i * stride), static_cast<std::size_t>(2 + d) * 4) == 0,
            "a row does not depend on its batch", unit.name, c);
   }
   for (int64_t row = 0; row < c.rows; ++row) {
-    Array<float> keys(panels(reach) * d * kPanel, kNaN), values(reach * d, kNaN);
+    Array<float> keys(panels(reach) * d * panel_width, not_a_number), values(reach * d, not_a_number);
     const int64_t position = c.position + row;
     for (int64_t i = 0; i < reach; ++i) {
       const int64_t held = position - c.first - i;
@@ -211,8 +212,8 @@ void check(const std::vector<const Kernels*>& units, const Case& c) {
     const bool narrows = unit->narrows[static_cast<int>(c.kind)];
     const std::vector<double> exact = narrows ? oracle<double>(c, s, unit) : whole;
     const double allowed_here = allowed + narrowing(*unit, c, s, largest);
-    const std::vector<double> rows = prefill(*unit, c, s, kNaN);
-    const std::vector<double> steps = c.both ? rows : decode(*unit, c, s, kNaN);
+    const std::vector<double> rows = prefill(*unit, c, s, not_a_number);
+    const std::vector<double> steps = c.both ? rows : decode(*unit, c, s, not_a_number);
     const double row_gap = difference(rows, exact), step_gap = difference(steps, exact);
     expect(row_gap <= allowed_here, "attend_rows", unit->name, c);
     expect(step_gap <= allowed_here, "attend_persistent, attend_ring", unit->name, c);
@@ -231,7 +232,7 @@ void covering_set(const std::vector<const Kernels*>& units) {
   const auto with = [&](auto change) {
     Case c;
     change(c);
-    for (const Kind kind : {Kind::kFloat32, Kind::kBFloat16, Kind::kInt8}) {
+    for (const Kind kind : {Kind::float32, Kind::bfloat16, Kind::int8}) {
       c.kind = kind;
       check(units, c);
     }
@@ -248,9 +249,9 @@ void covering_set(const std::vector<const Kernels*>& units) {
   with([](Case& c) { c.ramp = 3, c.span = -9, c.persistent = 0, c.window = 7, c.position = 20; });  // all weights 0
   with([](Case& c) { c.head_dim = 256, c.persistent = 40, c.window = 3, c.batch_rows = 1; });
   for (const float sign : {1.0f, -1.0f}) {  // scores up to 1e4 and beyond, exact in float
-    with([=](Case& c) { c.size = 1024 * sign, c.data = Data::kWhole, c.window = 150, c.position = 200, c.rows = 35; });
+    with([=](Case& c) { c.size = 1024 * sign, c.data = Data::whole, c.window = 150, c.position = 200, c.rows = 35; });
   }
-  with([](Case& c) { c.data = Data::kEqual, c.relative = false, c.persistent = 0, c.window = 30, c.rows = 50; });
+  with([](Case& c) { c.data = Data::equal, c.relative = false, c.persistent = 0, c.window = 30, c.rows = 50; });
 }
 
 Case random_case(std::mt19937& random) {

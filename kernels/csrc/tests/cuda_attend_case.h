@@ -69,7 +69,7 @@ struct Material {  // what the rows of a case are made of
     distance_numbers = rounded<T>(distances);
     persistent_key_numbers = rounded<T>(persistent_keys);
     persistent_value_numbers = rounded<T>(persistent_values);
-    const T nan = device::from_float<T>(kNaN);
+    const T nan = device::from_float<T>(not_a_number);
     const size_t rings = c.sequences.size() + 1;
     for (auto* ring : {&ring_keys, &ring_values}) ring->assign(rings * h * c.capacity() * d, nan);
     for (auto* fresh : {&new_keys, &new_values}) fresh->assign(size_t(c.rows()) * h * d, nan);

@@ -68,10 +68,10 @@ template <typename T>
 std::vector<T> attend(Material<T>& m, int splits, bool by_ring) {
   const Case& c = m.c;
   const int rows = c.rows(), pitch = (c.reach() + 15) / 16 * 16;
-  std::vector<float> outs(size_t(splits) * c.heads * rows * c.head_dim, kNaN);
-  std::vector<float> peaks(size_t(splits) * c.heads * rows, kNaN), totals(peaks.size(), kNaN);
-  std::vector<T> scores(size_t(c.heads) * rows * pitch, device::from_float<T>(kNaN));
-  std::vector<T> attended(m.query_numbers.size(), device::from_float<T>(kNaN));
+  std::vector<float> outs(size_t(splits) * c.heads * rows * c.head_dim, not_a_number);
+  std::vector<float> peaks(size_t(splits) * c.heads * rows, not_a_number), totals(peaks.size(), not_a_number);
+  std::vector<T> scores(size_t(c.heads) * rows * pitch, device::from_float<T>(not_a_number));
+  std::vector<T> attended(m.query_numbers.size(), device::from_float<T>(not_a_number));
   cuda::Attention a = told(m, attended);
   a.outs = data_of(outs);
   a.peaks = data_of(peaks);
@@ -142,7 +142,7 @@ void check_whole(int heads, int d, const std::vector<int64_t>& lengths) {
   for (size_t i = 0; i <= lengths.size(); ++i) {
     const int64_t end = i < lengths.size() ? first_rows[i] : rows;
     for (auto* numbers : {&query, &keys, &values}) {
-      std::fill(numbers->begin() + free * heads * d, numbers->begin() + end * heads * d, kNaN);
+      std::fill(numbers->begin() + free * heads * d, numbers->begin() + end * heads * d, not_a_number);
     }
     if (i < lengths.size()) free = end + lengths[i];
   }

@@ -38,14 +38,14 @@ class Running {
     }
     for (size_t i = 0; i < layers_.size(); ++i) add_rings(i);
     const size_t jobs = 2 * size_t(schedule.most_jobs) * rows;
-    outputs_.assign(jobs * model.shape.hidden, kNaN);
-    peaks_.assign(jobs, kNaN);
-    totals_.assign(jobs, kNaN);
+    outputs_.assign(jobs * model.shape.hidden, not_a_number);
+    peaks_.assign(jobs, not_a_number);
+    totals_.assign(jobs, not_a_number);
   }
 
   // The next token of all sequences; the kernel's rows, [rows, hidden].
   std::vector<float> run(const std::vector<float>& hidden, uint64_t patience) {
-    std::vector<float> out(hidden.size(), kNaN);
+    std::vector<float> out(hidden.size(), not_a_number);
     decode::Step step = {};
     step.number = std::is_same_v<T, bf16> ? cuda::Number::bfloat16 : cuda::Number::float16;
     step.packed = packed_.get();
@@ -90,7 +90,7 @@ class Running {
     decode::Layer& layer = layers_[index];
     const size_t d = model_.shape.head_dim, heads = l.shape.heads, capacity = layer.capacity;
     for (auto* rings : {&ring_keys_, &ring_values_})
-      rings->emplace_back(2 * schedule.rows * heads * capacity * d + 8, device::from_float<T>(kNaN));
+      rings->emplace_back(2 * schedule.rows * heads * capacity * d + 8, device::from_float<T>(not_a_number));
     const auto write = [&](std::vector<T>& ring, int row, int position, const std::vector<T>& numbers) {
       const size_t place = (position + 64 * capacity) % capacity;
       for (size_t h = 0; h < heads; ++h) {

@@ -204,7 +204,7 @@ void test_product(const std::string& name) {
   std::vector<T> a(256), b(128);
   for (int i = 0; i < 256; ++i) a[i] = device::from_float<T>(static_cast<float>(i * 7 % 23 - 11));
   for (int i = 0; i < 128; ++i) b[i] = device::from_float<T>(static_cast<float>(i * 5 % 19 - 9));
-  std::vector<float> out(128, kNaN);
+  std::vector<float> out(128, not_a_number);
   launch(product<T>, 1024, static_cast<const T*>(a.data()), static_cast<const T*>(b.data()), out.data());
   bool right = true;
   for (int r = 0; r < 16; ++r) {

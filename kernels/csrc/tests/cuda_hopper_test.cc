@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "cuda/hopper/hopper.h"
 #include "cuda/hopper/attend.h"
+#include "cuda/hopper/hopper.h"
 #include "cuda/hopper/rows.h"
 #include "tests/cuda_attend_case.h"
 #include "tests/expect.h"
@@ -60,7 +60,7 @@ __global__ void product_kernel(const bf16* left, TensorMap right, float* d, floa
 template <bool transposed>
 bool multiply(Slip slip) {
   Noise noise(3);
-  std::vector<float> left = noise.vector(64 * 64), right = noise.vector(2 * 64 * 64), d(64 * 64, kNaN);
+  std::vector<float> left = noise.vector(64 * 64), right = noise.vector(2 * 64 * 64), d(64 * 64, not_a_number);
   std::vector<bf16> left_numbers = rounded<bf16>(left), right_numbers = rounded<bf16>(right);
   left_numbers.resize(64 * 64);
   float early = 0;
@@ -108,7 +108,7 @@ void check_products() {
 template <typename T>
 std::vector<T> attend(Material<T>& m, bool several_only) {
   const Case& c = m.c;
-  std::vector<T> attended(m.query_numbers.size(), device::from_float<T>(kNaN));
+  std::vector<T> attended(m.query_numbers.size(), device::from_float<T>(not_a_number));
   const cuda::Attention a = told(m, attended);
   std::vector<int32_t> tile_sequence, tile_row;
   for (size_t i = 0; i < m.lengths.size(); ++i) {

@@ -14,7 +14,7 @@ namespace headcount::test {
 
 inline int failures = 0;
 
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
 
 inline void expect(bool condition, const std::string& what) {
   if (condition) return;

@@ -39,7 +39,7 @@ Data make(const Case& of, Pool& pool) {
   data.ldy = of.n + (of.apart ? 5 : 0);
   data.x = noise.vector((of.rows - 1) * data.ldx + of.k);
   for (std::size_t i = 0; i < data.x.size(); ++i)
-    if (static_cast<std::int64_t>(i) % data.ldx >= of.k) data.x[i] = kNaN;
+    if (static_cast<std::int64_t>(i) % data.ldx >= of.k) data.x[i] = not_a_number;
   data.bias = noise.vector(of.n);
   data.residual = noise.vector((of.rows - 1) * data.ldy + of.n);
   data.w = pack(noise.vector(of.n * of.k).data(), of.n, of.k, of.k, 1, of.kind, pool);
@@ -54,8 +54,8 @@ struct Rows {
       : x(x), ldx(ldx) {
     if (!narrows(kernels, kind)) return;
     this->ldx = narrowed_stride(k);
-    numbers.assign(static_cast<std::size_t>(rows * this->ldx), kNaN);
-    scale.assign(static_cast<std::size_t>(rows), kNaN);
+    numbers.assign(static_cast<std::size_t>(rows * this->ldx), not_a_number);
+    scale.assign(static_cast<std::size_t>(rows), not_a_number);
     kernels.narrow(x, ldx, rows, k, kind, numbers.data(), scale.data());
     this->x = numbers.data();
   }
@@ -66,7 +66,7 @@ struct Rows {
 };
 
 std::vector<float> run(const Kernels& kernels, const Case& of, const Data& data, std::int64_t step) {
-  std::vector<float> y((of.rows - 1) * data.ldy + of.n, kNaN);
+  std::vector<float> y((of.rows - 1) * data.ldy + of.n, not_a_number);
   const Packed w = data.w.view();
   const Rows rows(kernels, of.kind, data.x.data(), data.ldx, of.rows, of.k);
   const Linear call = {rows.x,
@@ -91,20 +91,20 @@ struct Moved {
 
 Moved narrowing(const Kernels& kernels, const Case& of, const float* x) {
   if (!narrows(kernels, of.kind)) return {};
-  if (of.kind == Kind::kBFloat16) return {0, 1.0 / 256};
+  if (of.kind == Kind::bfloat16) return {0, 1.0 / 256};
   double largest = 0;
   for (std::int64_t c = 0; c < of.k; ++c) largest = std::max<double>(largest, std::fabs(x[c]));
   return {largest / static_cast<double>(narrowed_levels(of.k)) * 0.5001, 0};
 }
 
 double activated(double x, Activation activation) {
-  if (activation == Activation::kRelu) return std::max(0.0, x);
-  if (activation == Activation::kGelu) return 0.5 * x * std::erfc(-x * std::sqrt(0.5));
-  if (activation == Activation::kGeluTanh)
+  if (activation == Activation::relu) return std::max(0.0, x);
+  if (activation == Activation::gelu) return 0.5 * x * std::erfc(-x * std::sqrt(0.5));
+  if (activation == Activation::gelu_tanh)
     return 0.5 * x * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
-  if (activation == Activation::kQuickGelu) return x / (1 + std::exp(-1.702 * x));
-  if (activation == Activation::kSilu) return x / (1 + std::exp(-x));
-  if (activation == Activation::kTanh) return std::tanh(x);
+  if (activation == Activation::quick_gelu) return x / (1 + std::exp(-1.702 * x));
+  if (activation == Activation::silu) return x / (1 + std::exp(-x));
+  if (activation == Activation::tanh) return std::tanh(x);
   return x;
 }
 
@@ -144,12 +144,11 @@ void compare_splits(const Kernels& kernels, const Case& of, const Data& data, co
   const std::vector<float> singly = run(kernels, of, data, 1);
   for (std::int64_t row = 0; row < of.rows; ++row) {
     expect(same_bits(&y[row * data.ldy], &singly[row * data.ldy], of.n), name + ": panel by panel");
-    if (row % 5 != 0 || (of.kind == Kind::kBFloat16 && narrows(kernels, of.kind)))
-      continue;  // tiles add in their order
+    if (row % 5 != 0 || (of.kind == Kind::bfloat16 && narrows(kernels, of.kind))) continue;  // tiles add in their order
     const std::vector<float> x(&data.x[row * data.ldx], &data.x[row * data.ldx] + of.k);
     const Rows alone(kernels, of.kind, x.data(), of.k, 1, of.k);
     const Packed w = data.w.view();
-    std::vector<float> out(static_cast<std::size_t>(of.n), kNaN);
+    std::vector<float> out(static_cast<std::size_t>(of.n), not_a_number);
     const Linear call = {alone.x,
                          alone.ldx,
                          1,
@@ -166,10 +165,10 @@ void compare_splits(const Kernels& kernels, const Case& of, const Data& data, co
 }
 
 void nan_passes(const Kernels& kernels, Pool& pool) {
-  for (const Kind kind : {Kind::kFloat32, Kind::kBFloat16, Kind::kInt8}) {
-    Case of = {3, 5, 18, kind, true, true, Activation::kRelu, false};
+  for (const Kind kind : {Kind::float32, Kind::bfloat16, Kind::int8}) {
+    Case of = {3, 5, 18, kind, true, true, Activation::relu, false};
     Data data = make(of, pool);
-    data.x[5 + 2] = kNaN;
+    data.x[5 + 2] = not_a_number;
     const std::vector<float> y = run(kernels, of, data, 2);
     for (std::int64_t i = 0; i < 3 * 18; ++i)
       expect(std::isnan(y[i]) == (i / 18 == 1), "a NaN of x stays in its row and passes ReLU");
@@ -189,7 +188,7 @@ int main(int count, char**) {
     for (const std::int64_t k : {1, 2, 3, 16, 31, 64, 512}) {
       for (const std::int64_t n : {1, 15, 16, 17, 48, 513}) {
         if (rows * k * n > largest) continue;  // larger ones add time, no new paths
-        for (const Kind kind : {Kind::kFloat32, Kind::kBFloat16, Kind::kInt8}) {
+        for (const Kind kind : {Kind::float32, Kind::bfloat16, Kind::int8}) {
           ++draw;
           const Case of = {rows,        k, n, kind, draw % 2 == 0, draw % 3 == 0, static_cast<Activation>(draw % 9 % 7),
                            draw % 4 < 2};

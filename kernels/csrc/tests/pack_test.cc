@@ -18,7 +18,7 @@ float bits(std::uint32_t pattern) {
 }
 
 std::uint16_t rounded(float x, Pool& pool) {
-  const PackedBuffer packed = pack(&x, 1, 1, 1, 1, Kind::kBFloat16, pool);
+  const PackedBuffer packed = pack(&x, 1, 1, 1, 1, Kind::bfloat16, pool);
   std::uint16_t half;
   std::memcpy(&half, packed.view().data, 2);
   return half;
@@ -39,7 +39,7 @@ void try_rounding(Pool& pool) {
 
 // Where element (row, column) lies, as kernels.h says it.
 std::int64_t place(std::int64_t row, std::int64_t column, std::int64_t k, Kind kind) {
-  const std::int64_t group = kind == Kind::kFloat32 ? 1 : kind == Kind::kBFloat16 ? 2 : 4;
+  const std::int64_t group = kind == Kind::float32 ? 1 : kind == Kind::bfloat16 ? 2 : 4;
   return row / 16 * 16 * padded_k(k, kind) + column / group * 16 * group + row % 16 * group + column % group;
 }
 
@@ -52,26 +52,26 @@ void try_matrix(std::int64_t n, std::int64_t k, Kind kind, bool transposed, Pool
   const std::string name =
       "pack " + std::to_string(n) + "x" + std::to_string(k) + " kind " + std::to_string(static_cast<int>(kind));
   expect(reinterpret_cast<std::uintptr_t>(view.data) % 64 == 0, name + ": aligned");
-  expect(packed.bytes() == panels(n) * (panel_bytes(k, kind) + (kind == Kind::kInt8 ? 64 : 0)), name + ": bytes");
+  expect(packed.bytes() == panels(n) * (panel_bytes(k, kind) + (kind == Kind::int8 ? 64 : 0)), name + ": bytes");
 
-  std::vector<float> back(static_cast<std::size_t>(n * k), kNaN);
+  std::vector<float> back(static_cast<std::size_t>(n * k), not_a_number);
   unpack(view, back.data());
   for (std::int64_t row = 0; row < panels(n) * 16; ++row) {
     double largest = 0;
     for (std::int64_t c = 0; c < k && row < n; ++c)
       largest = std::max<double>(largest, std::fabs(w[row * row_stride + c * column_stride]));
-    if (kind == Kind::kInt8) expect(std::fabs(view.scale[row] - largest / 127) <= 1e-7 * largest, name + ": scale");
+    if (kind == Kind::int8) expect(std::fabs(view.scale[row] - largest / 127) <= 1e-7 * largest, name + ": scale");
     for (std::int64_t c = 0; c < padded_k(k, kind); ++c) {
       const std::int64_t at = place(row, c, k, kind);
       const float x = row < n && c < k ? w[row * row_stride + c * column_stride] : 0.0f;
       float stored;
-      if (kind == Kind::kFloat32)
+      if (kind == Kind::float32)
         stored = static_cast<const float*>(view.data)[at];
-      else if (kind == Kind::kBFloat16)
+      else if (kind == Kind::bfloat16)
         stored = bits(static_cast<std::uint32_t>(static_cast<const std::uint16_t*>(view.data)[at]) << 16);
       else
         stored = view.scale[row] * static_cast<const std::int8_t*>(view.data)[at];
-      const double allowed = kind == Kind::kFloat32 ? 0 : kind == Kind::kBFloat16 ? std::fabs(x) / 256 : largest / 253;
+      const double allowed = kind == Kind::float32 ? 0 : kind == Kind::bfloat16 ? std::fabs(x) / 256 : largest / 253;
       expect(std::fabs(stored - x) <= allowed, name + ": element");
       if (row < n && c < k) expect(back[row * k + c] == stored, name + ": unpack");
     }
@@ -100,19 +100,19 @@ int main() {
   try_rounding(pool);
   for (const std::int64_t n : {0, 1, 15, 16, 17, 48, 65})
     for (const std::int64_t k : {0, 1, 2, 3, 4, 5, 31, 64})
-      for (const Kind kind : {Kind::kFloat32, Kind::kBFloat16, Kind::kInt8})
+      for (const Kind kind : {Kind::float32, Kind::bfloat16, Kind::int8})
         for (const bool transposed : {false, true}) try_matrix(n, k, kind, transposed, pool);
 
   for (const std::int64_t n : {1, 2, 15, 16, 17, 65})
     for (const std::int64_t k : {1, 3, 16, 33})
-      for (const Kind kind : {Kind::kFloat32, Kind::kBFloat16}) try_transposed(n, k, kind, pool);
+      for (const Kind kind : {Kind::float32, Kind::bfloat16}) try_transposed(n, k, kind, pool);
 
-  const std::vector<float> zeros(8), bad(8, kNaN);
-  const PackedBuffer nothing = pack(zeros.data(), 2, 4, 4, 1, Kind::kInt8, pool);
+  const std::vector<float> zeros(8), bad(8, not_a_number);
+  const PackedBuffer nothing = pack(zeros.data(), 2, 4, 4, 1, Kind::int8, pool);
   expect(nothing.view().scale[1] == 0.0f && *static_cast<const char*>(nothing.view().data) == 0, "a row of zeros");
-  pack(bad.data(), 2, 4, 4, 1, Kind::kInt8, pool);  // no undefined behaviour
+  pack(bad.data(), 2, 4, 4, 1, Kind::int8, pool);  // no undefined behaviour
   expect(refused([&] { transpose_panel(nothing.view(), 0, nullptr); }) == "w", "int8 is not turned round");
   expect(PackedBuffer().view().n == 0, "an empty buffer");
-  expect(refused([] { PackedBuffer(-1, 4, Kind::kFloat32); }) == "n", "negative rows refused");
+  expect(refused([] { PackedBuffer(-1, 4, Kind::float32); }) == "n", "negative rows refused");
   return finish("pack");
 }

@@ -12,7 +12,7 @@ using namespace headcount::test;
 
 namespace {
 
-PackedBuffer matrix(std::int64_t n, std::int64_t k, std::uint64_t seed, Kind kind = Kind::kFloat32) {
+PackedBuffer matrix(std::int64_t n, std::int64_t k, std::uint64_t seed, Kind kind = Kind::float32) {
   Pool pool(1);
   return pack(Noise(seed).vector(n * k).data(), n, k, k, 1, kind, pool);
 }
@@ -22,12 +22,12 @@ void try_sharing() {
   const Packed one = first.add(matrix(33, 7, 1)), same = second.add(matrix(33, 7, 1));
   expect(one.data == same.data, "equal matrices stand once");
   expect(second.add(matrix(33, 7, 2)).data != one.data, "other numbers");
-  expect(second.add(matrix(33, 7, 1, Kind::kBFloat16)).data != one.data, "another kind");
+  expect(second.add(matrix(33, 7, 1, Kind::bfloat16)).data != one.data, "another kind");
   std::vector<float> w = Noise(1).vector(33 * 7);
   Pool pool(1);
-  expect(second.add(pack(w.data(), 21, 11, 11, 1, Kind::kFloat32, pool)).data != one.data, "another shape");
+  expect(second.add(pack(w.data(), 21, 11, 11, 1, Kind::float32, pool)).data != one.data, "another shape");
   w.back() = -w.back();
-  expect(second.add(pack(w.data(), 33, 7, 7, 1, Kind::kFloat32, pool)).data != one.data, "the last number alone");
+  expect(second.add(pack(w.data(), 33, 7, 7, 1, Kind::float32, pool)).data != one.data, "the last number alone");
 }
 
 void try_equal_marks() {
@@ -43,8 +43,8 @@ void try_scales() {  // rows that differ by their scale alone have the same int8
   const std::vector<float> w{1, 2, 4, 8}, twice{2, 4, 8, 16};
   Pool pool(1);
   Panels panels;
-  const Packed one = panels.add(pack(w.data(), 1, 4, 4, 1, Kind::kInt8, pool));
-  const Packed other = panels.add(pack(twice.data(), 1, 4, 4, 1, Kind::kInt8, pool));
+  const Packed one = panels.add(pack(w.data(), 1, 4, 4, 1, Kind::int8, pool));
+  const Packed other = panels.add(pack(twice.data(), 1, 4, 4, 1, Kind::int8, pool));
   expect(one.data != other.data && one.scale[0] * 2 == other.scale[0], "scales count");
 }
 
@@ -75,7 +75,7 @@ void try_memory() {
   for (int round = 0; round < 3; ++round) {
     std::vector<PackedBuffer> kept;
     for (int i = 0; i < 40; ++i) {
-      PackedBuffer packed(i == 7 ? 6000 : 512, 500 + i, Kind::kFloat32);
+      PackedBuffer packed(i == 7 ? 6000 : 512, 500 + i, Kind::float32);
       std::memset(packed.data(), i + 1, packed.bytes());
       if (i % 3 != round) kept.push_back(std::move(packed));
     }

@@ -33,22 +33,22 @@ void every_chunk_once(int threads) {
 
 // The thread in chunk 0 is held up until all others are done: with a static split they never would be.
 void claims_are_dynamic() {
-  constexpr std::int64_t kChunks = 101;
+  constexpr std::int64_t chunks = 101;
   Pool pool(2);
   std::atomic<std::int64_t> others{0};
   std::atomic<int> held{-1};
   const std::int64_t before[] = {pool.claimed(0), pool.claimed(1)};
-  pool.run(kChunks, [&](std::int64_t chunk, int thread) {
+  pool.run(chunks, [&](std::int64_t chunk, int thread) {
     if (chunk != 0) {
       ++others;
       return;
     }
     held = thread;
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-    while (others < kChunks - 1 && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+    while (others < chunks - 1 && std::chrono::steady_clock::now() < end) std::this_thread::yield();
   });
   expect(pool.claimed(held) - before[held] == 1, "the thread held up claimed one chunk");
-  expect(pool.claimed(1 - held) - before[1 - held] == kChunks - 1, "the other claimed the rest");
+  expect(pool.claimed(1 - held) - before[1 - held] == chunks - 1, "the other claimed the rest");
 }
 
 void hogs_do_no_harm() {

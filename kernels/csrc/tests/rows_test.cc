@@ -9,7 +9,7 @@ using namespace headcount::test;
 
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float infinity = std::numeric_limits<float>::infinity();
 
 void try_layer_norm(const Kernels& kernels, std::int64_t rows, std::int64_t width, float shift) {
   Noise noise(static_cast<std::uint64_t>(rows * 1000 + width));
@@ -17,7 +17,7 @@ void try_layer_norm(const Kernels& kernels, std::int64_t rows, std::int64_t widt
   const std::vector<float> gain = noise.vector(width), bias = noise.vector(width);
   for (float& value : x) value += shift;
   for (const bool affine : {true, false}) {
-    std::vector<float> y(x.size(), kNaN), in_place = x;
+    std::vector<float> y(x.size(), not_a_number), in_place = x;
     kernels.layer_norm(x.data(), affine ? gain.data() : nullptr, affine ? bias.data() : nullptr, rows, width, 1e-5f,
                        y.data());
     kernels.layer_norm(in_place.data(), affine ? gain.data() : nullptr, affine ? bias.data() : nullptr, rows, width,
@@ -44,22 +44,22 @@ void try_log_sum_exp(const Kernels& kernels, std::int64_t size, float scale) {
   Noise noise(static_cast<std::uint64_t>(size));
   std::vector<float> x = noise.vector(size);
   for (float& value : x) value *= scale;
-  if (size > 2) x[static_cast<std::size_t>(size / 2)] = -kInfinity;
-  double largest = -kInfinity, exact = 0;
+  if (size > 2) x[static_cast<std::size_t>(size / 2)] = -infinity;
+  double largest = -infinity, exact = 0;
   for (const float value : x) largest = std::max<double>(largest, value);
   for (const float value : x) exact += std::exp(value - largest);
-  float maximum = kNaN, sum = kNaN;
+  float maximum = not_a_number, sum = not_a_number;
   kernels.log_sum_exp(x.data(), size, &maximum, &sum);
   expect(maximum == static_cast<float>(largest), "maximum of " + std::to_string(size));
   expect(std::fabs(sum - exact) <= 6e-7 * exact, "sum of " + std::to_string(size));
 }
 
 void try_edges(const Kernels& kernels) {
-  float maximum = kNaN, sum = kNaN;
-  const std::vector<float> masked(19, -kInfinity);
+  float maximum = not_a_number, sum = not_a_number;
+  const std::vector<float> masked(19, -infinity);
   for (const std::int64_t size : {0, 1, 16, 19}) {
     kernels.log_sum_exp(masked.data(), size, &maximum, &sum);
-    expect(maximum == -kInfinity && sum == 0.0f, "nothing to sum");
+    expect(maximum == -infinity && sum == 0.0f, "nothing to sum");
   }
   std::vector<float> x(40, -1e4f);
   kernels.log_sum_exp(x.data(), 40, &maximum, &sum);
@@ -68,7 +68,7 @@ void try_edges(const Kernels& kernels) {
   kernels.log_sum_exp(x.data(), 40, &maximum, &sum);
   expect(maximum == 1e4f && sum == 1.0f, "one beside forty of nothing");
   for (const std::size_t at : {0, 17, 32, 39}) {
-    x[at] = kNaN;
+    x[at] = not_a_number;
     kernels.log_sum_exp(x.data(), 40, &maximum, &sum);
     expect(std::isnan(sum), "a NaN reaches the sum");
     x[at] = -1e4f;
@@ -80,7 +80,7 @@ void try_exponential(const Kernels& kernels) {
   for (float v = 0.0f; v < 5.0f; v += 0.00078125f) {
     std::vector<float> x(33, -v);
     x[0] = 0.0f;
-    float maximum = kNaN, sum = kNaN;
+    float maximum = not_a_number, sum = not_a_number;
     kernels.log_sum_exp(x.data(), 33, &maximum, &sum);
     const double exact = 1 + 32 * std::exp(-static_cast<double>(v));
     expect(std::fabs(sum - exact) <= 6e-7 * exact, "exp(-" + std::to_string(v) + ")");

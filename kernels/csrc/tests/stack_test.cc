@@ -46,37 +46,37 @@ class Weights {
   std::uint64_t state_ = 1;
 };
 
-constexpr int64_t kHidden = 11, kDepth = 5, kIds = 21;
+constexpr int64_t hidden_size = 11, depth = 5, vocab = 21;
 
 void add_layer(cpu::Stack& stack, int64_t heads, int64_t persistent, int64_t window, int first, int64_t width,
                bool norm_first) {
   Weights w;
-  w.add("attention_norm", {kHidden}, 1.0f);
-  w.add("attention_norm_bias", {kHidden}, 1.0f);
-  w.add("attention.output_bias", {kHidden}, 1.0f);
+  w.add("attention_norm", {hidden_size}, 1.0f);
+  w.add("attention_norm_bias", {hidden_size}, 1.0f);
+  w.add("attention.output_bias", {hidden_size}, 1.0f);
   if (heads > 0) {
     for (const char* name : {"attention.query", "attention.key", "attention.value"})
-      w.add(name, {heads * kDepth, kHidden}, 0.6f);
-    w.add("attention.output", {kHidden, heads * kDepth}, 0.6f);
-    w.add("attention.distances", {heads, window, kDepth}, 1.0f);
-    w.add("attention.content_bias", {heads, kDepth}, 1.0f);
-    if (first == 0) w.add("attention.zero_key", {heads, kDepth}, 1.0f);
-    if (first == 0) w.add("attention.zero_value", {heads, kDepth}, 1.0f);
-    if (persistent > 0) w.add("attention.persistent_keys", {heads, persistent, kDepth}, 1.0f);
-    if (persistent > 0) w.add("attention.persistent_values", {heads, persistent, kDepth}, 1.0f);
+      w.add(name, {heads * depth, hidden_size}, 0.6f);
+    w.add("attention.output", {hidden_size, heads * depth}, 0.6f);
+    w.add("attention.distances", {heads, window, depth}, 1.0f);
+    w.add("attention.content_bias", {heads, depth}, 1.0f);
+    if (first == 0) w.add("attention.zero_key", {heads, depth}, 1.0f);
+    if (first == 0) w.add("attention.zero_value", {heads, depth}, 1.0f);
+    if (persistent > 0) w.add("attention.persistent_keys", {heads, persistent, depth}, 1.0f);
+    if (persistent > 0) w.add("attention.persistent_values", {heads, persistent, depth}, 1.0f);
     w.add("spans", {heads}, static_cast<float>(window));
   }
   if (width > 0) {
-    w.add("feed_forward_norm", {kHidden}, 1.0f);
-    w.add("feed_forward_norm_bias", {kHidden}, 1.0f);
-    w.add("feed_forward.up", {width, kHidden}, 0.6f);
-    w.add("feed_forward.down", {kHidden, width}, 0.6f);
+    w.add("feed_forward_norm", {hidden_size}, 1.0f);
+    w.add("feed_forward_norm_bias", {hidden_size}, 1.0f);
+    w.add("feed_forward.up", {width, hidden_size}, 0.6f);
+    w.add("feed_forward.down", {hidden_size, width}, 0.6f);
   }
   stack.add_layer({heads,
-                   kDepth,
+                   depth,
                    persistent,
                    width,
-                   cpu::Activation::kRelu,
+                   cpu::Activation::relu,
                    {window, 0, window, first, first == 0, 2.0f},
                    norm_first,
                    1e-5f},
@@ -86,27 +86,28 @@ void add_layer(cpu::Stack& stack, int64_t heads, int64_t persistent, int64_t win
 struct Model {
   // kind: of the rows that are looked up; matrices: of all that is only multiplied with.
   Model(cpu::Kind kind, cpu::Kind matrices, int threads)
-      : compute(cpu::kernels(), threads), stack(kHidden, matrices, compute) {
+      : compute(cpu::kernels(), threads), stack(hidden_size, matrices, compute) {
     add_layer(stack, 3, 17, 7, 0, 0, true);
     add_layer(stack, 0, 0, 1, 0, 5, true);
     add_layer(stack, 1, 530, 33, 0, 0, false);
     stack.grow(3);
     for (int64_t slot = 0; slot < 3; ++slot) stack.restart(slot);
     Weights w;
-    w.add("embedding.0", {kIds - 8, kHidden}, 1.0f);
+    w.add("embedding.0", {vocab - 8, hidden_size}, 1.0f);
     w.add("embedding.1", {8, 3}, 1.0f);
-    w.add("embedding.1.projection", {kHidden, 3}, 1.0f);
-    w.add("head.0", {kIds - 8, kHidden}, 1.0f);
+    w.add("embedding.1.projection", {hidden_size, 3}, 1.0f);
+    w.add("head.0", {vocab - 8, hidden_size}, 1.0f);
     w.add("head.1", {8, 3}, 1.0f);
-    w.add("head.1.projection", {kHidden, 3}, 1.0f);
-    w.add("head.clusters", {1, kHidden}, 1.0f);
-    const cpu::VocabularyShape shape{kHidden,
-                                     {{0, kIds - 8, kHidden, 0, false, false}, {kIds - 8, 8, 3, 0, true, false}},
-                                     {{0, kIds - 8, kHidden, 0, false, false}, {kIds - 8, 8, 3, kIds - 8, true, true}},
-                                     true,
-                                     false,
-                                     0.0f,
-                                     1.5f};
+    w.add("head.1.projection", {hidden_size, 3}, 1.0f);
+    w.add("head.clusters", {1, hidden_size}, 1.0f);
+    const cpu::VocabularyShape shape{
+        hidden_size,
+        {{0, vocab - 8, hidden_size, 0, false, false}, {vocab - 8, 8, 3, 0, true, false}},
+        {{0, vocab - 8, hidden_size, 0, false, false}, {vocab - 8, 8, 3, vocab - 8, true, true}},
+        true,
+        false,
+        0.0f,
+        1.5f};
     vocabulary = std::make_unique<cpu::Vocabulary>(shape, kind, matrices, w.arrays, compute);
   }
 
@@ -114,9 +115,9 @@ struct Model {
   std::vector<float> run(const std::vector<int64_t>& ids, const std::vector<int64_t>& slots,
                          const std::vector<int64_t>& starts, const std::vector<int64_t>& lengths) {
     const auto rows = static_cast<int64_t>(ids.size());
-    std::vector<float> hidden(rows * kHidden), nll(rows);
+    std::vector<float> hidden(rows * hidden_size), nll(rows);
     std::vector<int64_t> targets;
-    for (const int64_t id : ids) targets.push_back((id * 7 + 3) % (kIds + 1) - 1);
+    for (const int64_t id : ids) targets.push_back((id * 7 + 3) % (vocab + 1) - 1);
     vocabulary->embed(ids.data(), rows, hidden.data());
     stack.step(hidden.data(), rows, {slots.data(), starts.data(), lengths.data(), static_cast<int64_t>(slots.size())},
                nullptr);
@@ -140,7 +141,7 @@ bool near(const std::vector<float>& found, const std::vector<float>& expected, f
 
 void try_kind(cpu::Kind kind, cpu::Kind matrices, float within, const std::string& name) {
   std::vector<int64_t> ids;
-  for (int64_t t = 0; t < 300; ++t) ids.push_back(t * t % kIds);
+  for (int64_t t = 0; t < 300; ++t) ids.push_back(t * t % vocab);
   Model model(kind, matrices, 1), threaded(kind, matrices, 3);
   const std::vector<float> whole = model.run(ids, {1}, {0}, {300});
   expect(threaded.run(ids, {1}, {0}, {300}) == whole, name + ": 3 threads give the same bits");
@@ -159,7 +160,7 @@ void try_kind(cpu::Kind kind, cpu::Kind matrices, float within, const std::strin
 }
 
 void try_refusals() {
-  Model model(cpu::Kind::kFloat32, cpu::Kind::kFloat32, 1);
+  Model model(cpu::Kind::float32, cpu::Kind::float32, 1);
   for (const std::vector<int64_t>& slots : {std::vector<int64_t>{3}, {-1}}) {
     bool refused = false;
     try {
@@ -175,32 +176,32 @@ void try_refusals() {
 // pieces.
 void try_both(const std::string& isa) {
   cpu::Compute compute(cpu::kernels(), 2);
-  cpu::Stack stack(kHidden, cpu::Kind::kFloat32, compute);
+  cpu::Stack stack(hidden_size, cpu::Kind::float32, compute);
   for (const bool norm_first : {false, true}) {
     Weights w;
     for (const char* norm : {"attention_norm", "feed_forward_norm"}) {
-      w.add(norm, {kHidden}, 1.0f);
-      w.add(std::string(norm) + "_bias", {kHidden}, 1.0f);
+      w.add(norm, {hidden_size}, 1.0f);
+      w.add(std::string(norm) + "_bias", {hidden_size}, 1.0f);
     }
     for (const char* name : {"attention.query", "attention.key", "attention.value"})
-      w.add(name, {3 * kDepth, kHidden}, 0.6f);
-    w.add("attention.output", {kHidden, 3 * kDepth}, 0.6f);
-    w.add("feed_forward.up", {9, kHidden}, 0.6f);
-    w.add("feed_forward.down", {kHidden, 9}, 0.6f);
-    stack.add_layer({3, kDepth, 0, 9, cpu::Activation::kGelu, {0, 0, 0, 0, false, 0.0f, true}, norm_first, 1e-5f},
+      w.add(name, {3 * depth, hidden_size}, 0.6f);
+    w.add("attention.output", {hidden_size, 3 * depth}, 0.6f);
+    w.add("feed_forward.up", {9, hidden_size}, 0.6f);
+    w.add("feed_forward.down", {hidden_size, 9}, 0.6f);
+    stack.add_layer({3, depth, 0, 9, cpu::Activation::gelu, {0, 0, 0, 0, false, 0.0f, true}, norm_first, 1e-5f},
                     w.arrays);
   }
   stack.grow(3);
   const std::vector<int64_t> slots{2, 0, 1}, starts{0, 0, 0}, lengths{300, 1, 40};
-  std::vector<float> batch(341 * kHidden);
+  std::vector<float> batch(341 * hidden_size);
   for (std::size_t i = 0; i < batch.size(); ++i) batch[i] = std::sin(static_cast<float>(i * i % 1009));
-  std::vector<float> alone = batch, changed(batch.begin(), batch.begin() + 300 * kHidden);
+  std::vector<float> alone = batch, changed(batch.begin(), batch.begin() + 300 * hidden_size);
   stack.step(batch.data(), 341, {slots.data(), starts.data(), lengths.data(), 3}, nullptr);
   int64_t row = 0;
   for (int64_t s = 0; s < 3; row += lengths[s++])
-    stack.step(&alone[row * kHidden], lengths[s], {&slots[s], &starts[s], &lengths[s], 1}, nullptr);
+    stack.step(&alone[row * hidden_size], lengths[s], {&slots[s], &starts[s], &lengths[s], 1}, nullptr);
   expect(near(batch, alone), isa + ": both ways, side by side");
-  changed[299 * kHidden] += 1.0f;
+  changed[299 * hidden_size] += 1.0f;
   stack.step(changed.data(), 300, {slots.data(), starts.data(), lengths.data(), 1}, nullptr);
   expect(std::abs(changed[0] - batch[0]) > 1e-6f, isa + ": the first row sees the last");
   bool refused = false;
@@ -219,12 +220,12 @@ int main() {
   using cpu::Kind;
   for (const std::string& isa : cpu::isa_names()) {
     setenv("ENGINE_CPU_ISA", isa.c_str(), 1);
-    const float bfloat16 = cpu::kernels().narrows[static_cast<int>(Kind::kBFloat16)] ? 0.1f : 1e-3f;
-    try_kind(Kind::kFloat32, Kind::kFloat32, 1e-3f, isa + ", float32");
-    try_kind(Kind::kBFloat16, Kind::kBFloat16, bfloat16, isa + ", bfloat16");
+    const float bfloat16 = cpu::kernels().narrows[static_cast<int>(Kind::bfloat16)] ? 0.1f : 1e-3f;
+    try_kind(Kind::float32, Kind::float32, 1e-3f, isa + ", float32");
+    try_kind(Kind::bfloat16, Kind::bfloat16, bfloat16, isa + ", bfloat16");
     // A sum in another order may move a row's whole number by a step.
-    try_kind(Kind::kFloat32, Kind::kInt8, 5e-2f, isa + ", int8, rest float32");
-    try_kind(Kind::kBFloat16, Kind::kInt8, bfloat16, isa + ", int8, rest bfloat16");
+    try_kind(Kind::float32, Kind::int8, 5e-2f, isa + ", int8, rest float32");
+    try_kind(Kind::bfloat16, Kind::int8, bfloat16, isa + ", int8, rest bfloat16");
     try_both(isa);
   }
   try_refusals();

@@ -27,23 +27,23 @@ void score_ring(const AttendRing& call, const Run (&runs)[2], std::int64_t begin
   const HeadTables& head = *call.head;
   biased(call.query, head.content_bias, scale, call.head_dim, biased_query);
   multiply(biased_query, 0, 1, call.head_dim,
-           float_columns(call.keys + begin * call.head_dim, call.head_dim * kPanel, kPanel), (end - begin) / kPanel,
-           {scores + begin, 0, nullptr});
+           float_columns(call.keys + begin * call.head_dim, call.head_dim * panel_width, panel_width),
+           (end - begin) / panel_width, {scores + begin, 0, nullptr});
   if (head.distances.n > 0) {
     biased(call.query, head.position_bias, scale, call.head_dim, biased_query);
-    multiply(biased_query, 0, 1, call.head_dim, packed_columns(head.distances), lanes(head.distances.n) / kPanel,
+    multiply(biased_query, 0, 1, call.head_dim, packed_columns(head.distances), lanes(head.distances.n) / panel_width,
              {by_distance, 0, nullptr});
     for (const Run& run : runs) {
       std::int64_t slot = run.lo;
-      for (; slot + kPanel <= run.hi; slot += kPanel) {
+      for (; slot + panel_width <= run.hi; slot += panel_width) {
         store(scores + slot, load(scores + slot) + load(by_distance + (slot + run.shift)));
       }
       for (; slot < run.hi; ++slot) scores[slot] += by_distance[slot + run.shift];
     }
   }
-  fill(scores, begin, runs[0].lo, kMasked);
-  fill(scores, runs[0].hi, smaller(runs[1].lo, end), kMasked);
-  fill(scores, larger(runs[0].hi, runs[1].hi), end, kMasked);
+  fill(scores, begin, runs[0].lo, masked);
+  fill(scores, runs[0].hi, smaller(runs[1].lo, end), masked);
+  fill(scores, larger(runs[0].hi, runs[1].hi), end, masked);
 }
 
 // out = Σ share · acc / Σ share · total over the row's own softmax, then the partial ones in order.
@@ -75,9 +75,9 @@ void attend_persistent(const AttendPersistent& call) {
   Softmax s{};
   s.width = width;
   s.scores = call.scratch;
-  s.acc = s.scores + smaller(call.batch, kQueryRows) * kKeyBlock;
-  for (std::int64_t first = 0; first < call.batch; first += kQueryRows) {
-    s.rows = smaller(kQueryRows, call.batch - first);
+  s.acc = s.scores + smaller(call.batch, query_rows) * key_block;
+  for (std::int64_t first = 0; first < call.batch; first += query_rows) {
+    s.rows = smaller(query_rows, call.batch - first);
     start(s);
     attend_constants(s, call.query + first * call.ldq, call.ldq, call.head_dim, *call.head, call.begin, call.end);
     for (std::int64_t row = 0; row < s.rows; ++row) {
@@ -102,7 +102,7 @@ void attend_ring(const AttendRing& call) {
 
   Run runs[2];
   find_runs(call, runs);
-  const std::int64_t begin = runs[1].lo < runs[1].hi ? 0 : runs[0].lo / kPanel * kPanel;
+  const std::int64_t begin = runs[1].lo < runs[1].hi ? 0 : runs[0].lo / panel_width * panel_width;
   const std::int64_t end = lanes(runs[1].lo < runs[1].hi ? call.see->reach : runs[0].hi);
   if (runs[0].lo < runs[0].hi) {
     score_ring(call, runs, begin, end, query, by_distance, s.scores);
@@ -118,8 +118,8 @@ void attend_ring(const AttendRing& call) {
     weigh(s, 0, s.scores + begin, end - begin, spans ? ramp + begin : nullptr);
     s.rescale[0] = 1.0f;
     for (const Run& run : runs) {
-      for (std::int64_t slot = run.lo; slot < run.hi; slot += kKeyBlock) {
-        add_values(s.scores + slot, 0, 1, smaller(kKeyBlock, run.hi - slot), call.values + slot * call.head_dim,
+      for (std::int64_t slot = run.lo; slot < run.hi; slot += key_block) {
+        add_values(s.scores + slot, 0, 1, smaller(key_block, run.hi - slot), call.values + slot * call.head_dim,
                    call.head_dim, spare, {s.acc, width, s.rescale});
       }
     }

@@ -17,34 +17,35 @@ struct Band {
 struct Context {
   const AttendRows& call;
   float* content;      // [rows, width]: (q + content_bias) / √D
-  float* by_distance;  // [rows, banded(W)]: column c of a row's band at c + kPanel; null without relative term
+  float* by_distance;  // [rows, banded(W)]: column c of a row's band at c + panel_width; null without relative term
   float* ramp;         // [banded(W)]: the span's factor, likewise, 0 outside the band; null without spans
-  float* spare;        // [kKeyBlock, kPanel]
-  Band band[kQueryRows];
+  float* spare;        // [key_block, panel_width]
+  Band band[query_rows];
 };
 
-// Scores of keys first .. first + kKeyBlock - 1, `first` a multiple of 16, become weights: 0 where a row sees nothing.
+// Scores of keys first .. first + key_block - 1, `first` a multiple of 16, become weights: 0 where a row sees nothing.
 void weigh_context(Softmax& s, const Context& context, std::int64_t first) {
   const std::int64_t ld = banded(context.call.see->reach);
   for (std::int64_t row = 0; row < s.rows; ++row) {
     const Band& band = context.band[row];
-    float* scores = s.scores + row * kKeyBlock;
-    const std::int64_t lo = larger(band.lo - first, 0), hi = smaller(band.hi - first, kKeyBlock);
+    float* scores = s.scores + row * key_block;
+    const std::int64_t lo = larger(band.lo - first, 0), hi = smaller(band.hi - first, key_block);
     if (lo >= hi) {
-      fill(scores, 0, kKeyBlock, 0.0f);
+      fill(scores, 0, key_block, 0.0f);
       s.rescale[row] = 1.0f;
       continue;
     }
-    const std::int64_t begin = lo / kPanel * kPanel, end = lanes(hi);
-    const std::int64_t column = first + begin - band.origin + kPanel;  // of `begin` in by_distance and ramp
+    const std::int64_t begin = lo / panel_width * panel_width, end = lanes(hi);
+    const std::int64_t column = first + begin - band.origin + panel_width;  // of `begin` in by_distance and ramp
     if (context.by_distance != nullptr) {
       const float* bias = context.by_distance + (row * ld + column);
-      for (std::int64_t i = begin; i < end; i += kPanel) store(scores + i, load(scores + i) + load(bias + (i - begin)));
+      for (std::int64_t i = begin; i < end; i += panel_width)
+        store(scores + i, load(scores + i) + load(bias + (i - begin)));
     }
     fill(scores, 0, begin, 0.0f);
-    fill(scores, begin, lo, kMasked);
-    fill(scores, hi, end, kMasked);
-    fill(scores, end, kKeyBlock, 0.0f);
+    fill(scores, begin, lo, masked);
+    fill(scores, hi, end, masked);
+    fill(scores, end, key_block, 0.0f);
     weigh(s, row, scores + begin, end - begin, context.ramp == nullptr ? nullptr : context.ramp + column);
   }
 }
@@ -58,14 +59,14 @@ void attend_context(Softmax& s, const Context& context) {
     lo = hi == 0 ? band.lo : smaller(lo, band.lo);
     hi = band.hi;
   }
-  for (std::int64_t first = lo / kPanel * kPanel; first < hi; first += kKeyBlock) {
-    const std::int64_t begin = larger(lo, first), end = smaller(hi, first + kKeyBlock);
-    const Columns keys = float_columns(call.keys + first * call.head_dim, call.head_dim * kPanel, kPanel);
-    multiply(context.content, s.width, s.rows, call.head_dim, keys, lanes(end - first) / kPanel,
-             {s.scores, kKeyBlock, nullptr});
+  for (std::int64_t first = lo / panel_width * panel_width; first < hi; first += key_block) {
+    const std::int64_t begin = larger(lo, first), end = smaller(hi, first + key_block);
+    const Columns keys = float_columns(call.keys + first * call.head_dim, call.head_dim * panel_width, panel_width);
+    multiply(context.content, s.width, s.rows, call.head_dim, keys, lanes(end - first) / panel_width,
+             {s.scores, key_block, nullptr});
     weigh_context(s, context, first);
     // Only keys that some row sees: what stands in the others may be no number, and 0 · NaN is NaN.
-    add_values(s.scores + (begin - first), kKeyBlock, s.rows, end - begin, call.values + begin * call.head_dim,
+    add_values(s.scores + (begin - first), key_block, s.rows, end - begin, call.values + begin * call.head_dim,
                call.head_dim, context.spare, {s.acc, s.width, s.rescale});
   }
 }
@@ -73,9 +74,9 @@ void attend_context(Softmax& s, const Context& context) {
 // Every row's scores by distance, from the nearest `most` distances' first panel on.
 void multiply_distances(const AttendRows& call, const float* relative, std::int64_t width, std::int64_t most,
                         float* by_distance) {
-  const std::int64_t reach = call.see->reach, begin = (reach - most) / kPanel * kPanel;
+  const std::int64_t reach = call.see->reach, begin = (reach - most) / panel_width * panel_width;
   multiply(relative, width, call.rows, call.head_dim, packed_columns(call.head->distances, begin),
-           lanes(reach - begin) / kPanel, {by_distance + kPanel + begin, banded(reach), nullptr});
+           lanes(reach - begin) / panel_width, {by_distance + panel_width + begin, banded(reach), nullptr});
 }
 
 void fill_ramp(const AttendRows& call, float* ramp) {
@@ -83,7 +84,7 @@ void fill_ramp(const AttendRows& call, float* ramp) {
   fill(ramp, 0, banded(reach), 0.0f);
   const float farthest = static_cast<float>(call.see->first + reach - 1);
   for (std::int64_t c = 0; c < reach; ++c) {
-    ramp[kPanel + c] = ramp_at(farthest - static_cast<float>(c), call.head->span, call.see->ramp);
+    ramp[panel_width + c] = ramp_at(farthest - static_cast<float>(c), call.head->span, call.see->ramp);
   }
 }
 
@@ -95,11 +96,11 @@ void attend_rows(const AttendRows& call) {
   const std::int64_t width = lanes(call.head_dim), reach = call.see->reach, band = banded(reach);
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(call.head_dim));
   float* relative = call.scratch;
-  float* content = relative + kQueryRows * width;
-  Softmax s{call.rows, content + kQueryRows * width, nullptr, width, {}, {}, {}, {}};
-  s.acc = s.scores + kQueryRows * kKeyBlock;
-  float* spare = s.acc + kQueryRows * width;
-  float* ramp = spare + kKeyBlock * kPanel;
+  float* content = relative + query_rows * width;
+  Softmax s{call.rows, content + query_rows * width, nullptr, width, {}, {}, {}, {}};
+  s.acc = s.scores + query_rows * key_block;
+  float* spare = s.acc + query_rows * width;
+  float* ramp = spare + key_block * panel_width;
   float* by_distance = ramp + band;
   Context context{call, content, by_distance, ramp, spare, {}};
   if (call.head->distances.n == 0) context.by_distance = nullptr;

@@ -5,9 +5,9 @@
 namespace {
 
 using headcount::cpu::Activation;
-using headcount::cpu::kPanel;
 using headcount::cpu::Linear;
 using headcount::cpu::panel_bytes;
+using headcount::cpu::panel_width;
 
 // x · Φ(x), Φ by the error function's approximation 7.1.26 of Abramowitz and Stegun, absolute error below 1.5e-7.
 HEADCOUNT_INLINE Lanes gelu(const Lanes& x) {
@@ -26,24 +26,24 @@ HEADCOUNT_INLINE Lanes sigmoid(const Lanes& x) {
 template <typename Function>
 HEADCOUNT_INLINE Vec each(Vec x, Function function) {
 #pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) x.part[i] = function(x.part[i]);
+  for (int i = 0; i < vec_parts; ++i) x.part[i] = function(x.part[i]);
   return x;
 }
 
 HEADCOUNT_INLINE Vec activated(const Vec& x, Activation activation) {
   switch (activation) {
-    case Activation::kRelu:
+    case Activation::relu:
       return max(broadcast(0.0f), x);
-    case Activation::kGelu:
+    case Activation::gelu:
       return each(x, [](const Lanes& v) { return gelu(v); });
-    case Activation::kGeluTanh:
+    case Activation::gelu_tanh:
       return each(x,
                   [](const Lanes& v) { return v * sigmoid((v * v * 0.044715f + 1.0f) * v * (2.0f * 0.7978845608f)); });
-    case Activation::kQuickGelu:
+    case Activation::quick_gelu:
       return each(x, [](const Lanes& v) { return v * sigmoid(v * 1.702f); });
-    case Activation::kSilu:
+    case Activation::silu:
       return each(x, [](const Lanes& v) { return v * sigmoid(v); });
-    case Activation::kTanh:
+    case Activation::tanh:
       return each(x, [](const Lanes& v) { return sigmoid(v + v) * 2.0f - 1.0f; });
     default:
       return x;
@@ -52,10 +52,10 @@ HEADCOUNT_INLINE Vec activated(const Vec& x, Activation activation) {
 
 // y = residual + activation(sum + bias) of `count` lanes.
 HEADCOUNT_INLINE void finish(const Linear& call, std::int64_t row, std::int64_t column, std::int64_t count, Vec sum) {
-  const bool whole = count >= kPanel;
+  const bool whole = count >= panel_width;
   const auto read = [&](const float* p) { return whole ? load(p) : load(p, count, 0.0f); };
   const std::int64_t at = row * call.ldy + column;
-  if (call.w->kind == Kind::kInt8) sum = sum * (load(call.w->scale + column) * broadcast(call.x_scale[row]));
+  if (call.w->kind == Kind::int8) sum = sum * (load(call.w->scale + column) * broadcast(call.x_scale[row]));
   if (call.bias != nullptr) sum = sum + read(call.bias + column);
   sum = activated(sum, call.activation);
   if (call.residual != nullptr) sum = read(call.residual + at) + sum;
@@ -69,8 +69,8 @@ HEADCOUNT_INLINE void finish(const Linear& call, std::int64_t row, std::int64_t 
 __attribute__((noinline)) void finish_tile(const Linear& call, std::int64_t row, std::int64_t panel, int rows,
                                            int panels, const float* sums) {
   for (int i = 0; i < rows; ++i)
-    for (int p = 0; p < panels; ++p, sums += kPanel) {
-      const std::int64_t column = (panel + p) * kPanel;
+    for (int p = 0; p < panels; ++p, sums += panel_width) {
+      const std::int64_t column = (panel + p) * panel_width;
       finish(call, row + i, column, call.w->n - column, load(sums));
     }
 }
@@ -82,15 +82,15 @@ void tile(const Linear& call, std::int64_t row, std::int64_t panel) {
   const float* x = call.x + row * call.ldx;
   Vec acc[ROWS * PANELS];
   clear(acc);
-  if constexpr (KIND == Kind::kFloat32)
-    multiply_float32<ROWS, PANELS>(x, call.ldx, reinterpret_cast<const float*>(w), kPanel, stride, call.w->k, acc);
-  else if constexpr (KIND == Kind::kBFloat16)
+  if constexpr (KIND == Kind::float32)
+    multiply_float32<ROWS, PANELS>(x, call.ldx, reinterpret_cast<const float*>(w), panel_width, stride, call.w->k, acc);
+  else if constexpr (KIND == Kind::bfloat16)
     multiply_bfloat16<ROWS, PANELS>(x, call.ldx, w, stride, call.w->k, acc);
   else
     multiply_int8<ROWS, PANELS>(x, call.ldx, w, stride, call.w->k, acc);
-  float sums[ROWS * PANELS * kPanel];
+  float sums[ROWS * PANELS * panel_width];
 #pragma GCC unroll 32
-  for (int i = 0; i < ROWS * PANELS; ++i) store(sums + i * kPanel, acc[i]);
+  for (int i = 0; i < ROWS * PANELS; ++i) store(sums + i * panel_width, acc[i]);
   finish_tile(call, row, panel, ROWS, PANELS, sums);
 }
 
@@ -98,13 +98,13 @@ void tile(const Linear& call, std::int64_t row, std::int64_t panel) {
 // or 1.
 template <Kind KIND, int ROWS>
 void tile_of(std::int64_t rows, int panels, const Linear& call, std::int64_t row, std::int64_t panel) {
-  constexpr int kAlone = panels_at_once(KIND, ROWS);
-  constexpr int kFull = panels_at_once(KIND, rows_at_once(KIND));
+  constexpr int alone = panels_at_once(KIND, ROWS);
+  constexpr int full = panels_at_once(KIND, rows_at_once(KIND));
   if (rows == ROWS) {
-    if (panels == kAlone)
-      tile<KIND, ROWS, kAlone>(call, row, panel);
-    else if (panels == kFull)
-      tile<KIND, ROWS, kFull>(call, row, panel);
+    if (panels == alone)
+      tile<KIND, ROWS, alone>(call, row, panel);
+    else if (panels == full)
+      tile<KIND, ROWS, full>(call, row, panel);
     else
       tile<KIND, ROWS, 1>(call, row, panel);
   } else if constexpr (ROWS > 1) {
@@ -115,29 +115,29 @@ void tile_of(std::int64_t rows, int panels, const Linear& call, std::int64_t row
 // The weights outside, read from memory once; x inside. Rows are cut into tiles of nearly equal height.
 template <Kind KIND>
 void multiply(const Linear& call, std::int64_t panel_begin, std::int64_t panel_end) {
-  constexpr int kFull = rows_at_once(KIND);
-  const std::int64_t tiles = (call.rows + kFull - 1) / kFull;
-  const int fit = panels_at_once(KIND, tiles == 1 ? static_cast<int>(call.rows) : kFull);
+  constexpr int full = rows_at_once(KIND);
+  const std::int64_t tiles = (call.rows + full - 1) / full;
+  const int fit = panels_at_once(KIND, tiles == 1 ? static_cast<int>(call.rows) : full);
   for (std::int64_t panel = panel_begin; panel < panel_end;) {
     const int panels = panel + fit <= panel_end ? fit : 1;
     std::int64_t row = 0;
     for (std::int64_t left = tiles; left > 0; --left) {
       const std::int64_t rows = (call.rows - row + left - 1) / left;
-      tile_of<KIND, kFull>(rows, panels, call, row, panel);
+      tile_of<KIND, full>(rows, panels, call, row, panel);
       row += rows;
     }
     panel += panels;
   }
 }
 
-// As tile<Kind::kInt8, ROWS, 1>, the panel widened by `widen`.
+// As tile<Kind::int8, ROWS, 1>, the panel widened by `widen`.
 template <int ROWS>
 void widened_tile(const Linear& call, std::int64_t row, std::int64_t panel, const char* wide) {
   Vec acc[ROWS];
   multiply_widened<ROWS>(call.x + row * call.ldx, call.ldx, wide, call.w->k, acc);
-  float sums[ROWS * kPanel];
+  float sums[ROWS * panel_width];
 #pragma GCC unroll 16
-  for (int i = 0; i < ROWS; ++i) store(sums + i * kPanel, acc[i]);
+  for (int i = 0; i < ROWS; ++i) store(sums + i * panel_width, acc[i]);
   finish_tile(call, row, panel, ROWS, 1, sums);
 }
 
@@ -149,19 +149,20 @@ void widened_tile_of(std::int64_t rows, const Linear& call, std::int64_t row, st
     widened_tile_of<ROWS - 1>(rows, call, row, panel, wide);
 }
 
-constexpr std::int64_t kMostWidened = 4096;  // columns of a panel widened on the stack, 128 KiB
+constexpr std::int64_t most_widened = 4096;  // columns of a panel widened on the stack, 128 KiB
 
 // Many rows against int8: each panel is widened once for all tiles, which are then higher than where W is unpacked on
 // the fly. Whole numbers: the same bits either way.
 void multiply_widening(const Linear& call, std::int64_t panel_begin, std::int64_t panel_end) {
-  alignas(64) char wide[kMostWidened * kPanel * 2];
-  const std::int64_t stride = panel_bytes(call.w->k, Kind::kInt8), tiles = (call.rows + kRows - 1) / kRows;
+  alignas(64) char wide[most_widened * panel_width * 2];
+  const std::int64_t stride = panel_bytes(call.w->k, Kind::int8),
+                     tiles = (call.rows + full_tile_rows - 1) / full_tile_rows;
   for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
     widen(static_cast<const char*>(call.w->data) + panel * stride, call.w->k, wide);
     std::int64_t row = 0;
     for (std::int64_t left = tiles; left > 0; --left) {
       const std::int64_t rows = (call.rows - row + left - 1) / left;
-      widened_tile_of<kRows>(rows, call, row, panel, wide);
+      widened_tile_of<full_tile_rows>(rows, call, row, panel, wide);
       row += rows;
     }
   }
@@ -169,10 +170,10 @@ void multiply_widening(const Linear& call, std::int64_t panel_begin, std::int64_
 
 #if defined(HEADCOUNT_TILES)
 void multiply_tiled(const Linear& call, std::int64_t panel_begin, std::int64_t panel_end) {
-  const std::int64_t stride = panel_bytes(call.w->k, Kind::kBFloat16), n = call.w->n;
-  alignas(64) float sums[kTiledRows * 2 * kPanel];
-  for (std::int64_t row = 0; row < call.rows; row += kTiledRows) {
-    const std::int64_t rows = call.rows - row < kTiledRows ? call.rows - row : kTiledRows;
+  const std::int64_t stride = panel_bytes(call.w->k, Kind::bfloat16), n = call.w->n;
+  alignas(64) float sums[tiled_rows * 2 * panel_width];
+  for (std::int64_t row = 0; row < call.rows; row += tiled_rows) {
+    const std::int64_t rows = call.rows - row < tiled_rows ? call.rows - row : tiled_rows;
     shape_tiles(rows);
     for (std::int64_t panel = panel_begin; panel < panel_end; panel += 2) {
       const char* left = static_cast<const char*>(call.w->data) + panel * stride;
@@ -180,8 +181,8 @@ void multiply_tiled(const Linear& call, std::int64_t panel_begin, std::int64_t p
       multiply_by_tiles(call.x + row * call.ldx, call.ldx, rows, call.w->k, left, two ? left + stride : nullptr, sums);
       for (std::int64_t i = 0; i < rows; ++i)
         for (std::int64_t p = 0; p < (two ? 2 : 1); ++p) {
-          const std::int64_t column = (panel + p) * kPanel;
-          finish(call, row + i, column, n - column, load(sums + (i * 2 + p) * kPanel));
+          const std::int64_t column = (panel + p) * panel_width;
+          finish(call, row + i, column, n - column, load(sums + (i * 2 + p) * panel_width));
         }
     }
   }
@@ -196,17 +197,18 @@ namespace headcount::cpu::HEADCOUNT_UNIT {
 void linear(const Linear& call, std::int64_t panel_begin, std::int64_t panel_end) {
   if (call.rows == 0) return;
 #if defined(HEADCOUNT_TILES)
-  if (call.w->kind == Kind::kBFloat16 && call.rows >= kFewestTiled) return multiply_tiled(call, panel_begin, panel_end);
+  if (call.w->kind == Kind::bfloat16 && call.rows >= fewest_tiled_rows)
+    return multiply_tiled(call, panel_begin, panel_end);
 #endif
   switch (call.w->kind) {
-    case Kind::kFloat32:
-      return multiply<Kind::kFloat32>(call, panel_begin, panel_end);
-    case Kind::kBFloat16:
-      return multiply<Kind::kBFloat16>(call, panel_begin, panel_end);
-    case Kind::kInt8:
-      if (kLanes < 16 && call.rows > 3 * rows_at_once(Kind::kInt8) && call.w->k <= kMostWidened)
+    case Kind::float32:
+      return multiply<Kind::float32>(call, panel_begin, panel_end);
+    case Kind::bfloat16:
+      return multiply<Kind::bfloat16>(call, panel_begin, panel_end);
+    case Kind::int8:
+      if (register_lanes < 16 && call.rows > 3 * rows_at_once(Kind::int8) && call.w->k <= most_widened)
         return multiply_widening(call, panel_begin, panel_end);
-      return multiply<Kind::kInt8>(call, panel_begin, panel_end);
+      return multiply<Kind::int8>(call, panel_begin, panel_end);
   }
 }
 

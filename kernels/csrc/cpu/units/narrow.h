@@ -21,16 +21,16 @@ using headcount::cpu::narrowed_levels;
 using headcount::cpu::narrowed_stride;
 
 #if defined(HEADCOUNT_DOTS_BFLOAT16)
-constexpr bool kDotsBFloat16 = true;
+constexpr bool dots_bfloat16 = true;
 #else
-constexpr bool kDotsBFloat16 = false;
+constexpr bool dots_bfloat16 = false;
 #endif
 
-constexpr bool narrows(Kind kind) { return kind == Kind::kInt8 || (kind == Kind::kBFloat16 && kDotsBFloat16); }
+constexpr bool narrows(Kind kind) { return kind == Kind::int8 || (kind == Kind::bfloat16 && dots_bfloat16); }
 
-typedef std::uint16_t Halves __attribute__((vector_size(kLanes * 2)));
-typedef std::uint16_t LooseHalves __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
-typedef std::int16_t Shorts __attribute__((vector_size(kLanes * 4)));
+typedef std::uint16_t Halves __attribute__((vector_size(register_lanes * 2)));
+typedef std::uint16_t LooseHalves __attribute__((vector_size(register_lanes * 2), aligned(2), may_alias));
+typedef std::int16_t Shorts __attribute__((vector_size(register_lanes * 4)));
 typedef std::int16_t Quads __attribute__((vector_size(32)));
 typedef std::int16_t LooseQuads __attribute__((vector_size(32), aligned(4), may_alias));
 
@@ -82,8 +82,8 @@ HEADCOUNT_INLINE void narrow_bfloat16(std::int64_t k, std::uint16_t* to, Read re
   for (std::int64_t i = 0; i < (k + 31) / 32 * 32; i += 16) {
     const Vec v = read(i);
 #pragma GCC unroll 4
-    for (int part = 0; part < kParts; ++part)
-      *reinterpret_cast<LooseHalves*>(to + i + part * kLanes) = to_bfloat16(v.part[part]);
+    for (int part = 0; part < vec_parts; ++part)
+      *reinterpret_cast<LooseHalves*>(to + i + part * register_lanes) = to_bfloat16(v.part[part]);
   }
 }
 
@@ -98,14 +98,14 @@ HEADCOUNT_INLINE float narrow_shorts(std::int64_t k, std::int16_t* to, Read read
   }
   const float levels = static_cast<float>(narrowed_levels(k)), most = horizontal_max(largest);
   const float inverse = most > 1e-30f ? levels / most : 0.0f;  // no infinity
-  const Lanes kRound = 12582912.0f - Lanes{};                  // as in exponential()
+  const Lanes rounding = 12582912.0f - Lanes{};                // as in exponential()
   for (std::int64_t i = 0; i < (k + 31) / 32 * 32; i += 16) {
     const Vec v = read(i);
     alignas(64) std::int16_t numbers[16];
 #pragma GCC unroll 4
-    for (int part = 0; part < kParts; ++part) {
-      const Bits number = (Bits)(v.part[part] * inverse + kRound) - (Bits)kRound;
-      *reinterpret_cast<LooseHalves*>(numbers + part * kLanes) = __builtin_convertvector(number, Halves);
+    for (int part = 0; part < vec_parts; ++part) {
+      const Bits number = (Bits)(v.part[part] * inverse + rounding) - (Bits)rounding;
+      *reinterpret_cast<LooseHalves*>(numbers + part * register_lanes) = __builtin_convertvector(number, Halves);
     }
     const Quads quads = *reinterpret_cast<const LooseQuads*>(numbers);
     *reinterpret_cast<LooseQuads*>(to + i) =
@@ -118,7 +118,7 @@ HEADCOUNT_INLINE void narrow_row(const float* x, std::int64_t k, Kind kind, floa
   const auto read = [=](std::int64_t i) __attribute__((always_inline)) {
     return i + 16 <= k ? load(x + i) : i < k ? load(x + i, k - i, 0.0f) : broadcast(0.0f);
   };
-  if (kind == Kind::kBFloat16)
+  if (kind == Kind::bfloat16)
     narrow_bfloat16(k, reinterpret_cast<std::uint16_t*>(to), read);
   else
     *scale = narrow_shorts(k, reinterpret_cast<std::int16_t*>(to), read);

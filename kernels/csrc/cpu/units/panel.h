@@ -15,17 +15,17 @@ namespace {
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int accumulators(Kind) { return 24; }
 #else
-constexpr int accumulators(Kind kind) { return kind == Kind::kFloat32 ? 12 : kind == Kind::kBFloat16 ? 10 : 8; }
+constexpr int accumulators(Kind kind) { return kind == Kind::float32 ? 12 : kind == Kind::bfloat16 ? 10 : 8; }
 #endif
 
 // Rows of a full tile: 6 on AVX2 (5 where W is unpacked), 12 on AVX-512, where two panels stand side by side.
-constexpr int rows_at_once(Kind kind) { return kLanes == 16 ? 12 : accumulators(kind) / kParts; }
-constexpr int kRows = rows_at_once(Kind::kFloat32);
+constexpr int rows_at_once(Kind kind) { return register_lanes == 16 ? 12 : accumulators(kind) / vec_parts; }
+constexpr int full_tile_rows = rows_at_once(Kind::float32);
 
 // Panels side by side that fill the accumulators: for few rows enough independent chains to hide the latency of an
 // addition, for many half the broadcasts of x.
 constexpr int panels_at_once(Kind kind, int rows) {
-  const int fit = accumulators(kind) / (rows * kParts);
+  const int fit = accumulators(kind) / (rows * vec_parts);
   const int most = rows < 4 ? 4 : 2;
   return fit > most ? most : fit < 1 ? 1 : fit;
 }
@@ -34,7 +34,7 @@ constexpr int panels_at_once(Kind kind, int rows) {
 // On AVX-512 the columns come first, so that each x is broadcast once; with 16 registers a panel after the other.
 template <int ROWS, int PANELS, int GROUP, typename Column>
 HEADCOUNT_INLINE void multiply_group(const float* x, std::int64_t ldx, Vec (&acc)[ROWS * PANELS], Column column) {
-  if constexpr (kLanes == 16) {
+  if constexpr (register_lanes == 16) {
 #pragma GCC unroll 4
     for (int which = 0; which < GROUP; ++which) {
       Vec columns[PANELS];
@@ -76,8 +76,8 @@ HEADCOUNT_INLINE Bits load_bits(const char* p) { return *reinterpret_cast<const 
 HEADCOUNT_INLINE Vec load_bfloat16(const char* pairs, int which) {
   Vec v;
 #pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) {
-    const Bits pair = load_bits(pairs + i * kLanes * 4);
+  for (int i = 0; i < vec_parts; ++i) {
+    const Bits pair = load_bits(pairs + i * register_lanes * 4);
     v.part[i] = which == 0 ? (Lanes)(pair << 16) : (Lanes)(pair & 0xFFFF0000u);
   }
   return v;
@@ -90,16 +90,17 @@ HEADCOUNT_INLINE void multiply_bfloat16(const float* x, std::int64_t ldx, const 
                                         std::int64_t k, Vec (&acc)[ROWS * PANELS]) {
   const char* panel = static_cast<const char*>(b);
   for (std::int64_t i = 0; i < k; i += 2, panel += 64, ++x) {
-    Bits columns[PANELS][kParts];
+    Bits columns[PANELS][vec_parts];
 #pragma GCC unroll 4
     for (int p = 0; p < PANELS; ++p)
-      for (int part = 0; part < kParts; ++part) columns[p][part] = load_bits(panel + p * stride + part * kLanes * 4);
+      for (int part = 0; part < vec_parts; ++part)
+        columns[p][part] = load_bits(panel + p * stride + part * register_lanes * 4);
 #pragma GCC unroll 16
     for (int row = 0; row < ROWS; ++row) {
       const Bits pair = broadcast_bits(x + row * ldx);
 #pragma GCC unroll 4
       for (int p = 0; p < PANELS; ++p)
-        for (int part = 0; part < kParts; ++part) {
+        for (int part = 0; part < vec_parts; ++part) {
           Lanes& sum = acc[row * PANELS + p].part[part];
           sum = dot_bfloat16(sum, columns[p][part], pair);
         }
@@ -125,14 +126,14 @@ template <int ROWS, int PANELS>
 HEADCOUNT_INLINE void multiply_int8(const float* x, std::int64_t ldx, const void* b, std::int64_t stride,
                                     std::int64_t k, Vec (&acc)[ROWS * PANELS]) {
   const char* panel = static_cast<const char*>(b);
-  Ints sums[ROWS * PANELS][kParts] = {};
+  Ints sums[ROWS * PANELS][vec_parts] = {};
   for (std::int64_t i = 0; i < k; i += 4, panel += 64, x += 2) {
 #pragma GCC unroll 4
     for (int p = 0; p < PANELS; ++p) {
-      Bits even[kParts], odd[kParts];
+      Bits even[vec_parts], odd[vec_parts];
 #pragma GCC unroll 4
-      for (int part = 0; part < kParts; ++part) {
-        const Bits quads = load_bits(panel + p * stride + part * kLanes * 4);
+      for (int part = 0; part < vec_parts; ++part) {
+        const Bits quads = load_bits(panel + p * stride + part * register_lanes * 4);
         even[part] = low_bytes(quads);
         odd[part] = high_bytes(quads);
       }
@@ -140,7 +141,7 @@ HEADCOUNT_INLINE void multiply_int8(const float* x, std::int64_t ldx, const void
       for (int row = 0; row < ROWS; ++row) {
         const Bits evens = broadcast_bits(x + row * ldx), odds = broadcast_bits(x + row * ldx + 1);
 #pragma GCC unroll 4
-        for (int part = 0; part < kParts; ++part) {
+        for (int part = 0; part < vec_parts; ++part) {
           Ints& sum = sums[row * PANELS + p][part];
           sum = dot_shorts(dot_shorts(sum, even[part], evens), odd[part], odds);
         }
@@ -150,7 +151,7 @@ HEADCOUNT_INLINE void multiply_int8(const float* x, std::int64_t ldx, const void
 #pragma GCC unroll 32
   for (int i = 0; i < ROWS * PANELS; ++i)
 #pragma GCC unroll 4
-    for (int part = 0; part < kParts; ++part) acc[i].part[part] = __builtin_convertvector(sums[i][part], Lanes);
+    for (int part = 0; part < vec_parts; ++part) acc[i].part[part] = __builtin_convertvector(sums[i][part], Lanes);
 }
 
 // Keeps a value in one register, for the reason of `accumulate`: left to itself GCC forms all products before it adds
@@ -170,10 +171,10 @@ HEADCOUNT_INLINE void pin(Register& value) {
 inline void widen(const char* panel, std::int64_t k, char* to) {
   for (std::int64_t i = 0; i < k; i += 4, panel += 64, to += 128)
 #pragma GCC unroll 4
-    for (int part = 0; part < kParts; ++part) {
-      const Bits quads = load_bits(panel + part * kLanes * 4);
-      *reinterpret_cast<LooseBits*>(to + part * kLanes * 4) = low_bytes(quads);
-      *reinterpret_cast<LooseBits*>(to + 64 + part * kLanes * 4) = high_bytes(quads);
+    for (int part = 0; part < vec_parts; ++part) {
+      const Bits quads = load_bits(panel + part * register_lanes * 4);
+      *reinterpret_cast<LooseBits*>(to + part * register_lanes * 4) = low_bytes(quads);
+      *reinterpret_cast<LooseBits*>(to + 64 + part * register_lanes * 4) = high_bytes(quads);
     }
 }
 
@@ -181,21 +182,21 @@ inline void widen(const char* panel, std::int64_t k, char* to) {
 template <int ROWS>
 HEADCOUNT_INLINE void multiply_widened(const float* x, std::int64_t ldx, const char* wide, std::int64_t k,
                                        Vec (&acc)[ROWS]) {
-  Ints sums[ROWS][kParts] = {};
+  Ints sums[ROWS][vec_parts] = {};
   for (std::int64_t i = 0; i < k; i += 4)
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half, wide += 64, ++x) {
-      Bits columns[kParts];
+      Bits columns[vec_parts];
 #pragma GCC unroll 4
-      for (int part = 0; part < kParts; ++part) {
-        columns[part] = load_bits(wide + part * kLanes * 4);
+      for (int part = 0; part < vec_parts; ++part) {
+        columns[part] = load_bits(wide + part * register_lanes * 4);
         pin(columns[part]);
       }
 #pragma GCC unroll 16
       for (int row = 0; row < ROWS; ++row) {
         const Bits pair = broadcast_bits(x + row * ldx);
 #pragma GCC unroll 4
-        for (int part = 0; part < kParts; ++part) {
+        for (int part = 0; part < vec_parts; ++part) {
           sums[row][part] = dot_shorts(sums[row][part], columns[part], pair);
           pin(sums[row][part]);
         }
@@ -204,7 +205,7 @@ HEADCOUNT_INLINE void multiply_widened(const float* x, std::int64_t ldx, const c
 #pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 4
-    for (int part = 0; part < kParts; ++part) acc[i].part[part] = __builtin_convertvector(sums[i][part], Lanes);
+    for (int part = 0; part < vec_parts; ++part) acc[i].part[part] = __builtin_convertvector(sums[i][part], Lanes);
 }
 
 template <int COUNT>

@@ -4,7 +4,7 @@
 
 namespace {
 
-constexpr float kInfinity = __builtin_inff();
+constexpr float infinity = __builtin_inff();
 
 // visit(vector, offset, lanes) for each sixteen floats of a row; lanes beyond the end hold `fill`.
 template <typename Visit>
@@ -56,13 +56,13 @@ void narrow(const float* x, std::int64_t ldx, std::int64_t rows, std::int64_t k,
 
 // A NaN is lost in the maximum but not in the sum. All -∞, or none at all: maximum -∞, sum 0.
 void log_sum_exp(const float* x, std::int64_t size, float* maximum, float* sum) {
-  Vec largest = broadcast(-kInfinity);
-  for_sixteens(x, size, -kInfinity, [&](const Vec& v, std::int64_t, std::int64_t) { largest = max(largest, v); });
+  Vec largest = broadcast(-infinity);
+  for_sixteens(x, size, -infinity, [&](const Vec& v, std::int64_t, std::int64_t) { largest = max(largest, v); });
   *maximum = horizontal_max(largest);
 
-  const Vec base = broadcast(*maximum == -kInfinity ? 0.0f : *maximum);
+  const Vec base = broadcast(*maximum == -infinity ? 0.0f : *maximum);
   Vec total = broadcast(0.0f);
-  for_sixteens(x, size, -kInfinity,
+  for_sixteens(x, size, -infinity,
                [&](const Vec& v, std::int64_t, std::int64_t) { total = total + exponential(v - base); });
   *sum = horizontal_sum(total);
 }

@@ -7,7 +7,7 @@
 namespace headcount::cpu::HEADCOUNT_UNIT {
 
 const Kernels table = {HEADCOUNT_NAME(HEADCOUNT_UNIT),
-                       {false, kDotsBFloat16, true},
+                       {false, dots_bfloat16, true},
                        narrow,
                        linear,
                        layer_norm,

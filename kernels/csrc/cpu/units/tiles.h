@@ -10,9 +10,9 @@
 
 namespace {
 
-constexpr std::int64_t kTileRows = 16;
-constexpr std::int64_t kTiledRows = 2 * kTileRows;  // rows of a product: two tiles below one another
-constexpr std::int64_t kFewestTiled = 5;            // fewer rows leave the tiles emptier than dot products cost
+constexpr std::int64_t tile_register_rows = 16;
+constexpr std::int64_t tiled_rows = 2 * tile_register_rows;  // rows of a product: two tiles below one another
+constexpr std::int64_t fewest_tiled_rows = 5;  // fewer rows leave the tiles emptier than dot products cost
 
 // Tiles 0 to 3 hold the sums (rows above, below × panel left, right), 4 and 5 the rows, 6 and 7 the panels.
 struct alignas(64) TileShapes {
@@ -25,7 +25,7 @@ struct alignas(64) TileShapes {
 
 struct Tiles {
   TileShapes shapes;
-  alignas(64) std::uint32_t of[8][kTileRows][16];
+  alignas(64) std::uint32_t of[8][tile_register_rows][16];
 };
 thread_local Tiles tiles;
 
@@ -100,7 +100,7 @@ inline void multiply_by_tiles(const float* x, std::int64_t ldx, std::int64_t row
                               const char* right, float* sums) {
   alignas(64) char spare[2][1024];
   const std::int64_t pairs = (k + 1) / 2, bytes = ldx * 4;
-  const bool below = rows > kTileRows;
+  const bool below = rows > tile_register_rows;
   HEADCOUNT_TILE_ZERO(0);
   HEADCOUNT_TILE_ZERO(1);
   HEADCOUNT_TILE_ZERO(2);
@@ -114,26 +114,26 @@ inline void multiply_by_tiles(const float* x, std::int64_t ldx, std::int64_t row
       HEADCOUNT_TILE_DOT(1, 4, 7);
     }
     if (!below) continue;
-    HEADCOUNT_TILE_LOAD(5, x + kTileRows * ldx + at, bytes);
+    HEADCOUNT_TILE_LOAD(5, x + tile_register_rows * ldx + at, bytes);
     HEADCOUNT_TILE_DOT(2, 5, 6);
     if (right != nullptr) HEADCOUNT_TILE_DOT(3, 5, 7);
   }
   HEADCOUNT_TILE_STORE(0, sums, 128);
   if (right != nullptr) HEADCOUNT_TILE_STORE(1, sums + 16, 128);
   if (!below) return;
-  HEADCOUNT_TILE_STORE(2, sums + kTileRows * 32, 128);
-  if (right != nullptr) HEADCOUNT_TILE_STORE(3, sums + kTileRows * 32 + 16, 128);
+  HEADCOUNT_TILE_STORE(2, sums + tile_register_rows * 32, 128);
+  if (right != nullptr) HEADCOUNT_TILE_STORE(3, sums + tile_register_rows * 32 + 16, 128);
 }
 
 inline void shape_tiles(std::int64_t rows) {
-  const auto above = static_cast<std::uint8_t>(rows < kTileRows ? rows : kTileRows);
-  const auto below = static_cast<std::uint8_t>(rows > kTileRows ? rows - kTileRows : 1);
+  const auto above = static_cast<std::uint8_t>(rows < tile_register_rows ? rows : tile_register_rows);
+  const auto below = static_cast<std::uint8_t>(rows > tile_register_rows ? rows - tile_register_rows : 1);
   TileShapes shapes;
   for (std::uint16_t& width : shapes.bytes) width = 64;
   for (int tile = 8; tile < 16; ++tile) shapes.bytes[tile] = 0;
   shapes.rows[0] = shapes.rows[1] = shapes.rows[4] = above;
   shapes.rows[2] = shapes.rows[3] = shapes.rows[5] = below;
-  shapes.rows[6] = shapes.rows[7] = kTileRows;
+  shapes.rows[6] = shapes.rows[7] = tile_register_rows;
   load_shapes(shapes);
 }
 

@@ -11,41 +11,41 @@ namespace {
 
 // HEADCOUNT_EMULATED: the wide units' source on any CPU, GCC cutting the registers into those it has; tests only.
 #if defined(__AVX512F__) || defined(HEADCOUNT_EMULATED)
-constexpr int kLanes = 16;
+constexpr int register_lanes = 16;
 #elif defined(__AVX__)
-constexpr int kLanes = 8;
+constexpr int register_lanes = 8;
 #else
-constexpr int kLanes = 4;
+constexpr int register_lanes = 4;
 #endif
-constexpr int kParts = 16 / kLanes;
+constexpr int vec_parts = 16 / register_lanes;
 
-typedef float Lanes __attribute__((vector_size(kLanes * 4)));
-typedef std::uint32_t Bits __attribute__((vector_size(kLanes * 4)));
-typedef std::int32_t Ints __attribute__((vector_size(kLanes * 4)));
-typedef float LooseLanes __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-typedef std::uint32_t LooseBits __attribute__((vector_size(kLanes * 4), aligned(2), may_alias));
+typedef float Lanes __attribute__((vector_size(register_lanes * 4)));
+typedef std::uint32_t Bits __attribute__((vector_size(register_lanes * 4)));
+typedef std::int32_t Ints __attribute__((vector_size(register_lanes * 4)));
+typedef float LooseLanes __attribute__((vector_size(register_lanes * 4), aligned(4), may_alias));
+typedef std::uint32_t LooseBits __attribute__((vector_size(register_lanes * 4), aligned(2), may_alias));
 
 struct Vec {
-  Lanes part[kParts];
+  Lanes part[vec_parts];
 };
 
 HEADCOUNT_INLINE Vec broadcast(float x) {
   Vec v;
 #pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) v.part[i] = x - Lanes{};  // -0 stays -0
+  for (int i = 0; i < vec_parts; ++i) v.part[i] = x - Lanes{};  // -0 stays -0
   return v;
 }
 
 HEADCOUNT_INLINE Vec load(const float* p) {
   Vec v;
 #pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) v.part[i] = *reinterpret_cast<const LooseLanes*>(p + i * kLanes);
+  for (int i = 0; i < vec_parts; ++i) v.part[i] = *reinterpret_cast<const LooseLanes*>(p + i * register_lanes);
   return v;
 }
 
 HEADCOUNT_INLINE void store(float* p, const Vec& v) {
 #pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) *reinterpret_cast<LooseLanes*>(p + i * kLanes) = v.part[i];
+  for (int i = 0; i < vec_parts; ++i) *reinterpret_cast<LooseLanes*>(p + i * register_lanes) = v.part[i];
 }
 
 // The first `count` lanes of 1 to 16, the others filled; nothing beyond them is touched.
@@ -64,35 +64,35 @@ HEADCOUNT_INLINE void store(float* p, const Vec& v, std::int64_t count) {
 HEADCOUNT_INLINE Vec operator+(const Vec& a, const Vec& b) {
   Vec v;
 #pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) v.part[i] = a.part[i] + b.part[i];
+  for (int i = 0; i < vec_parts; ++i) v.part[i] = a.part[i] + b.part[i];
   return v;
 }
 
 HEADCOUNT_INLINE Vec operator-(const Vec& a, const Vec& b) {
   Vec v;
 #pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) v.part[i] = a.part[i] - b.part[i];
+  for (int i = 0; i < vec_parts; ++i) v.part[i] = a.part[i] - b.part[i];
   return v;
 }
 
 HEADCOUNT_INLINE Vec operator*(const Vec& a, const Vec& b) {
   Vec v;
 #pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) v.part[i] = a.part[i] * b.part[i];
+  for (int i = 0; i < vec_parts; ++i) v.part[i] = a.part[i] * b.part[i];
   return v;
 }
 
 // acc + x · b, contracted to one instruction where the instruction set has it.
 HEADCOUNT_INLINE void multiply_add(Vec& acc, float x, const Vec& b) {
 #pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) acc.part[i] += x * b.part[i];
+  for (int i = 0; i < vec_parts; ++i) acc.part[i] += x * b.part[i];
 }
 
 // The same where GCC must keep acc in one register: without the empty asm its allocator copies and spills accumulators
 // that are updated twice in a loop (10 of 16 registers live: 55% of the peak instead of 97%).
 HEADCOUNT_INLINE void accumulate(Vec& acc, float x, const Vec& b) {
 #pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) {
+  for (int i = 0; i < vec_parts; ++i) {
     acc.part[i] += x * b.part[i];
 #if defined(HEADCOUNT_EMULATED)  // no register holds one
 #elif defined(__x86_64__)
@@ -105,14 +105,14 @@ HEADCOUNT_INLINE void accumulate(Vec& acc, float x, const Vec& b) {
 
 HEADCOUNT_INLINE void multiply_add(Vec& acc, const Vec& a, const Vec& b) {
 #pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) acc.part[i] += a.part[i] * b.part[i];
+  for (int i = 0; i < vec_parts; ++i) acc.part[i] += a.part[i] * b.part[i];
 }
 
 // b where a lane of either is NaN, as the x86 instruction; so max(bound, x) keeps a NaN of x.
 HEADCOUNT_INLINE Vec max(const Vec& a, const Vec& b) {
   Vec v;
 #pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) v.part[i] = a.part[i] > b.part[i] ? a.part[i] : b.part[i];
+  for (int i = 0; i < vec_parts; ++i) v.part[i] = a.part[i] > b.part[i] ? a.part[i] : b.part[i];
   return v;
 }
 
@@ -138,9 +138,9 @@ HEADCOUNT_INLINE float horizontal_sum(const Vec& v) {
 // exp(x) for x ≤ 88 with a relative error below 3e-7; exactly 1 at 0, 0 below -87.3 and at -∞, NaN for NaN.
 // 2^n · p(r) with n = round(x / ln 2), p the degree-5 minimax polynomial of exp on ±ln 2 / 2 with p(0) = 1.
 HEADCOUNT_INLINE Lanes exponential(const Lanes& x) {
-  const Lanes kRound = 12582912.0f - Lanes{};  // 1.5 · 2^23: adding it leaves the rounded integer in the low bits
-  const Lanes shifted = x * 1.44269504f + kRound;
-  const Lanes n = shifted - kRound;
+  const Lanes rounding = 12582912.0f - Lanes{};  // 1.5 · 2^23: adding it leaves the rounded integer in the low bits
+  const Lanes shifted = x * 1.44269504f + rounding;
+  const Lanes n = shifted - rounding;
   const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   Lanes p = r * 0.008290229365229607f + 0.04189838841557503f;
   p = p * r + 0.16667640209197998f;
@@ -154,7 +154,7 @@ HEADCOUNT_INLINE Lanes exponential(const Lanes& x) {
 HEADCOUNT_INLINE Vec exponential(const Vec& x) {
   Vec v;
 #pragma GCC unroll 4
-  for (int i = 0; i < kParts; ++i) v.part[i] = exponential(x.part[i]);
+  for (int i = 0; i < vec_parts; ++i) v.part[i] = exponential(x.part[i]);
   return v;
 }
 
