@@ -29,7 +29,7 @@ def environment() -> dict[str, Any]:
 
 
 def _state(probe: Probe) -> str:
-    """Whether a backend can run here, or why not; an ENGINE_CPU_ISA that cannot be, which stops a load, is told as the reason."""
+    """Whether a backend can run here, or why not; a HEADCOUNT_CPU_ISA that cannot be, which stops a load, is told as the reason."""
     try:
         return probe(Wanted(named=True)) or "can run"
     except KernelError as error:

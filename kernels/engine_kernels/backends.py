@@ -147,7 +147,7 @@ def _probe_cpu(wanted: Wanted) -> str | None:
         native = importlib.import_module("engine_kernels.native")
     except ImportError as error:
         return f"the native module does not load: {error}"
-    native.instruction_set()  # an ENGINE_CPU_ISA this processor lacks is an error, never a reason to run something else
+    native.instruction_set()  # a HEADCOUNT_CPU_ISA this processor lacks is an error, never a reason to run something else
     return None
 
 

@@ -39,12 +39,15 @@ def all_finite(array: np.ndarray[Any, Any]) -> bool:
 
 
 def instruction_set() -> str:
-    """The instruction set whose kernels run in this process; raises KernelError where ENGINE_CPU_ISA names one that cannot."""
+    """The instruction set whose kernels run in this process; raises KernelError where HEADCOUNT_CPU_ISA names one that cannot.
+
+    So it does where ENGINE_CPU_ISA, the variable's old name, is set.
+    """
     return _native.instruction_set()
 
 
 def instruction_sets() -> list[str]:
-    """All whose kernels this processor can run, the least first; ENGINE_CPU_ISA may name any of them."""
+    """All whose kernels this processor can run, the least first; HEADCOUNT_CPU_ISA may name any of them."""
     return _native.instruction_sets()
 
 

@@ -276,11 +276,11 @@ def processor_flags() -> set[str]:
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
 def test_every_instruction_set_keeps_to_the_oracle_or_says_what_is_missing(name: str) -> None:
-    done = run_python(ON_ONE, ENGINE_CPU_ISA=name)
+    done = run_python(ON_ONE, HEADCOUNT_CPU_ISA=name)
     if set(INSTRUCTION_SETS[name]) <= processor_flags():
         assert (done.returncode, done.stdout) == (0, f"{name}\n"), done.stderr
     else:
-        assert done.returncode != 0 and name in done.stderr and "ENGINE_CPU_ISA" in done.stderr
+        assert done.returncode != 0 and name in done.stderr and "HEADCOUNT_CPU_ISA" in done.stderr
 
 
 def test_auto_is_bfloat16_where_the_processor_multiplies_it_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,5 +295,5 @@ def test_auto_is_bfloat16_where_the_processor_multiplies_it_and_says_so(monkeypa
 def test_an_unknown_instruction_set_is_an_error_of_load() -> None:
     path = ROOT / "examples" / "shakespeare" / "gated.ckpt"
     code = f"import engine\ntry: engine.load({str(path)!r})\nexcept engine.errors.BackendUnavailable as error: print(error)"
-    done = run_python(code, ENGINE_CPU_ISA="sse9")
-    assert done.returncode == 0 and "ENGINE_CPU_ISA" in done.stdout and "sse9" in done.stdout, done.stdout + done.stderr
+    done = run_python(code, HEADCOUNT_CPU_ISA="sse9")
+    assert done.returncode == 0 and "HEADCOUNT_CPU_ISA" in done.stdout and "sse9" in done.stdout, done.stdout + done.stderr

@@ -25,8 +25,10 @@ pytestmark = [
 
 
 def objects(unit: str) -> list[Path]:
-    """The objects of one unit in the newest optimised build: of ENGINE_BUILD, `make setup` or `make ci`."""
-    folders = [Path(os.environ["ENGINE_BUILD"])] if "ENGINE_BUILD" in os.environ else [*ROOT.glob("build/cp*"), ROOT / "build/ci/strict"]
+    """The objects of one unit in the newest optimised build: of HEADCOUNT_BUILD, `make setup` or `make ci`."""
+    folders = (
+        [Path(os.environ["HEADCOUNT_BUILD"])] if "HEADCOUNT_BUILD" in os.environ else [*ROOT.glob("build/cp*"), ROOT / "build/ci/strict"]
+    )
     found = [sorted(folder.glob(f"kernels/CMakeFiles/headcount_unit_{unit}.dir/csrc/cpu/units/*.o")) for folder in folders]
     found = [files for files in found if files]
     if not found:

@@ -38,12 +38,22 @@ def test_the_verb_prints_it() -> None:
 
 @pytest.mark.parametrize("name", ["bogus", "AVX2", "generic,avx2"])
 def test_an_instruction_set_that_cannot_be_forced_is_told(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv("ENGINE_CPU_ISA", name)
+    monkeypatch.setenv("HEADCOUNT_CPU_ISA", name)
     done = headcount("env")
-    assert done.status == 0 and "cpu          ENGINE_CPU_ISA: expected one of generic, avx2, " in done.out and f"got '{name}'" in done.out
+    assert (
+        done.status == 0 and "cpu          HEADCOUNT_CPU_ISA: expected one of generic, avx2, " in done.out and f"got '{name}'" in done.out
+    )
     assert json.loads(headcount("env", "--json").out) == environment()
     failed = headcount("generate", ROOT / "examples" / "shakespeare" / "dense.ckpt", "--prompt", "A")
-    assert failed.status == 1 and "ENGINE_CPU_ISA" in failed.err and "Traceback" not in failed.err
+    assert failed.status == 1 and "HEADCOUNT_CPU_ISA" in failed.err and "Traceback" not in failed.err
+
+
+def test_the_variables_old_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENGINE_CPU_ISA", "generic")
+    done = headcount("env")
+    assert done.status == 0 and "cpu          ENGINE_CPU_ISA: expected its new name HEADCOUNT_CPU_ISA, got the old one" in done.out
+    failed = headcount("generate", ROOT / "examples" / "shakespeare" / "dense.ckpt", "--prompt", "A")
+    assert failed.status == 1 and "HEADCOUNT_CPU_ISA" in failed.err and "Traceback" not in failed.err
 
 
 def test_what_cannot_be_found_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

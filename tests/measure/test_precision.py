@@ -55,7 +55,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", native.instruction_sets())
 def test_perplexity_of_the_trained_example(name: str, example: Path) -> None:
-    done = run_python(ON_ONE, ENGINE_CPU_ISA=name, EXAMPLE=str(example))
+    done = run_python(ON_ONE, HEADCOUNT_CPU_ISA=name, EXAMPLE=str(example))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["instruction_set"] == name
@@ -118,7 +118,7 @@ def check_int8(case: Case, runner: Runner) -> None:
 
 @pytest.mark.parametrize("name", native.instruction_sets())
 def test_int8_keeps_to_the_oracle(name: str) -> None:
-    done = run_python(INT8_ON_ONE, ENGINE_CPU_ISA=name)
+    done = run_python(INT8_ON_ONE, HEADCOUNT_CPU_ISA=name)
     assert (done.returncode, done.stdout) == (0, f"{name}\n"), done.stderr
 
 

@@ -113,15 +113,15 @@ class Outcome:
 @contextmanager
 def forced(name: str) -> Iterator[None]:
     """A model made inside runs on this instruction set."""
-    before = os.environ.get("ENGINE_CPU_ISA")
-    os.environ["ENGINE_CPU_ISA"] = name
+    before = os.environ.get("HEADCOUNT_CPU_ISA")
+    os.environ["HEADCOUNT_CPU_ISA"] = name
     try:
         yield
     finally:
         if before is None:
-            del os.environ["ENGINE_CPU_ISA"]
+            del os.environ["HEADCOUNT_CPU_ISA"]
         else:
-            os.environ["ENGINE_CPU_ISA"] = before
+            os.environ["HEADCOUNT_CPU_ISA"] = before
 
 
 # --- which cases

@@ -1,4 +1,4 @@
-// Which compiled set of kernels this process uses. ENGINE_CPU_ISA = generic, avx2, avx512, avx512_bf16 or amx
+// Which compiled set of kernels this process uses. HEADCOUNT_CPU_ISA = generic, avx2, avx512, avx512_bf16 or amx
 // forces one.
 #pragma once
 
@@ -16,7 +16,8 @@ std::vector<std::string> isa_names();
 // Throws CheckError where the name is unknown, not compiled in, or beyond this CPU.
 const Kernels& kernels_named(const std::string& name);
 
-// The best this CPU has, or what ENGINE_CPU_ISA names. The variable is read at each call: look the table up once.
+// The best this CPU has, or what HEADCOUNT_CPU_ISA names. The variable is read at each call: look the table up once.
+// Throws CheckError as kernels_named does, and where the variable's old name, ENGINE_CPU_ISA, is set.
 const Kernels& kernels();
 
 // How often each kernel of each instruction set was called so far in this process: proof of what ran.

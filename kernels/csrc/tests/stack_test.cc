@@ -219,7 +219,7 @@ void try_both(const std::string& isa) {
 int main() {
   using cpu::Kind;
   for (const std::string& isa : cpu::isa_names()) {
-    setenv("ENGINE_CPU_ISA", isa.c_str(), 1);
+    setenv("HEADCOUNT_CPU_ISA", isa.c_str(), 1);
     const float bfloat16 = cpu::kernels().narrows[static_cast<int>(Kind::bfloat16)] ? 0.1f : 1e-3f;
     try_kind(Kind::float32, Kind::float32, 1e-3f, isa + ", float32");
     try_kind(Kind::bfloat16, Kind::bfloat16, bfloat16, isa + ", bfloat16");
