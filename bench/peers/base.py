@@ -38,7 +38,7 @@ class PeerRunner(ABC):
         self.prepared = 0.0
         outside = build(replace(self.stack, layers=()), replace(fold(checkpoint), layers=()), Limits(dtype, "cpu", threads))
         assert isinstance(outside, TorchRunner)
-        self._vocabulary = outside.vocabulary
+        self._embedding, self._head = outside.embedding, outside.head
         self._slots = Slots()
         self._states: dict[tuple[int, ...], Any] = {}
 
@@ -69,10 +69,10 @@ class PeerRunner(ABC):
             self._slots.advance(batch)
             key = tuple(batch.slots.tolist())
             state = self._states[key] if key in self._states else self.start(sequences)
-            embedded = self._vocabulary.embed(batch.ids, None, None).reshape(sequences, rows, -1)
+            embedded = self._embedding.embed(batch.ids, None, None).reshape(sequences, rows, -1)
             hidden, self._states[key] = self.layers(embedded, state)
-            hidden = self._vocabulary.finish(hidden.reshape(sequences * rows, -1))
-            return self._vocabulary.result(hidden, batch, Groups(batch, torch.device("cpu")))
+            hidden = self._head.final_norm(hidden.reshape(sequences * rows, -1))
+            return self._head.result(hidden, batch, Groups(batch, torch.device("cpu")))
 
     def describe(self) -> dict[str, Any]:
         return {"operations": type(self).__module__, "threads": self.threads}

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine.backends.fold import fold
-from engine.backends.plan import LayerPlan, compile_stack
+from engine.backends.plan import compile_stack
 from engine.backends.torch.runner import torch_dtype
 from engine.checkpoint import Checkpoint
+from engine_kernels.shapes import LayerShape
 
 Cache = tuple[torch.Tensor, torch.Tensor]  # keys and values [batch, heads, memory, D], oldest first
 
@@ -56,7 +57,7 @@ class PlainLayer(nn.Module):
     output: torch.Tensor
     output_bias: torch.Tensor
 
-    def __init__(self, plan: LayerPlan, arrays: dict[str, np.ndarray], dtype: torch.dtype) -> None:
+    def __init__(self, plan: LayerShape, arrays: dict[str, np.ndarray], dtype: torch.dtype) -> None:
         super().__init__()
         a = plan.attention
         self.heads, self.eps, self.dtype = (a.heads if a else 0), plan.norm_eps, dtype
@@ -64,7 +65,7 @@ class PlainLayer(nn.Module):
         self.register_buffer("output_bias", tensors["output_bias"])
         if a is None:
             return
-        self.dim, self.memory = a.head_dim, a.reach - 1
+        self.dim, self.memory = a.head_dim, a.visibility.reach - 1
         biases = {name: tensors[name].view(self.heads, 1, self.dim) for name in ("content_bias", "position_bias")}
         narrow = {
             "qkv": torch.cat([tensors[name] for name in ("query", "key", "value")]),

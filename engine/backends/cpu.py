@@ -1,4 +1,4 @@
-"""The `cpu` backend: embedding, the whole stack and the vocabulary, each in one call of native code; NumPy only."""
+"""The `cpu` backend: embedding, all layers and the head, each in one call of native code; NumPy only."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.backends.fold import tied
-from engine.backends.plan import ClusterPlan, LayerPlan, Stack
-from engine.backends.runner import Arrays, Batch, Folded, Limits, NextToken, Runner, StepResult, position_rows
+from engine.backends.plan import Stack
+from engine.backends.runner import Batch, Folded, Limits, NextToken, Runner, StepResult, position_rows
 from engine.backends.slots import Slots
 from engine.errors import BackendUnavailable, EngineError, Problem
 from engine_kernels import native
@@ -39,18 +38,11 @@ class CpuRunner:
         self._slots = Slots()
         with _engine_errors():
             self._model = native.NativeModel(stack.hidden, limits.dtype, limits.threads, limits.quantization)
-            for plan, arrays in zip(stack.layers, folded.layers, strict=True):
-                self._model.add_layer(_shape(plan, both=not stack.causal), _named(plan, arrays))
-            vocabulary, ends = _ends_apart(folded.model)
-            self._model.set_ends(_ends(stack), ends)
-            self._model.set_vocabulary(
-                [_cluster(cluster, tied=False) for cluster in stack.inputs],
-                [_cluster(cluster, tied=tied(stack, folded, index)) for index, cluster in enumerate(stack.outputs)],
-                vocabulary,
-                clusters_read_hidden=stack.clusters_read_hidden,
-                final_norm_eps=stack.final_norm_eps,
-                embedding_scale=folded.embedding_scale,
-            )
+            for shape, arrays in zip(stack.layers, folded.layers, strict=True):
+                self._model.add_layer(shape, arrays)
+            embedding = {name: array for name, array in folded.model.items() if name.startswith("embedding.")}
+            self._model.set_head(stack.head, {name: array for name, array in folded.model.items() if name not in embedding})
+            self._model.set_embedding(stack.embedding, embedding)
 
     def open(self) -> int:
         slot = self._slots.open()
@@ -86,7 +78,7 @@ class CpuRunner:
             if batch.tap is not None and taps is not None:
                 for index, stream in enumerate(taps):
                     batch.tap(index, stream)
-            self._model.finish(hidden)
+            self._model.final_norm(hidden)
             return self._result(hidden, batch)
 
     def _embed(self, batch: Batch) -> np.ndarray:
@@ -125,22 +117,22 @@ class CpuRunner:
 
     def _logits(self, hidden: np.ndarray, batch: Batch) -> np.ndarray:
         """Of labels [rows, labels], pooled [sequences, labels]; of the vocabulary [rows, vocab]."""
-        if self.stack.labels is None:
-            if self.stack.transform is not None:
+        if not self.stack.head.labels:
+            if self.stack.head.transform is not None:
                 self._model.transform(hidden)
             return self._model.logits(hidden)
-        if self.stack.labels.pooled:
+        if self.stack.head.pooled:
             hidden = hidden[np.cumsum(batch.lengths) - batch.lengths]
         return self._model.labels(hidden)
 
     def _log_probs(self, hidden: np.ndarray) -> np.ndarray:
         """[rows, vocab]."""
-        head = self._model.head_log_probs(hidden)
-        if len(self.stack.outputs) == 1:
+        head, clusters = self._model.head_log_probs(hidden), self.stack.head.clusters
+        if len(clusters) == 1:
             return head
         log_probs = np.empty((len(hidden), self.stack.vocab), np.float32)
-        log_probs[:, : self.stack.outputs[0].size] = head[:, : self.stack.outputs[0].size]
-        for index, cluster in enumerate(self.stack.outputs[1:], start=1):
+        log_probs[:, : clusters[0].size] = head[:, : clusters[0].size]
+        for index, cluster in enumerate(clusters[1:], start=1):
             tail = self._model.tail_log_probs(hidden, index)
             np.add(tail, head[:, cluster.entry, None], out=log_probs[:, cluster.start : cluster.start + cluster.size])
         return log_probs
@@ -178,56 +170,3 @@ def _engine_errors() -> Iterator[None]:
     except KernelError as error:
         hint = "load the model in the process that uses it" if error.argument == "process" else None
         raise EngineError(Problem(error.argument, error.expected, error.got), hint=hint) from None
-
-
-def _shape(plan: LayerPlan, *, both: bool = False) -> native.LayerShape:
-    a = plan.attention
-    return native.LayerShape(
-        heads=a.heads if a else 0,
-        head_dim=a.head_dim if a else 0,
-        persistent=a.persistent if a else 0,
-        window=a.window if a else 0,
-        segment=a.segment if a else 0,
-        reach=a.reach if a else 0,
-        first=a.first_distance if a else 0,
-        attended_zeros=a.attended_zeros if a else False,
-        ramp=float(a.span_ramp) if a and a.spans is not None else 0.0,
-        feed_forward=plan.feed_forward,
-        norm_first=plan.norm_first,
-        norm_eps=plan.norm_eps,
-        both=both,
-        activation=plan.activation,
-    )
-
-
-def _ends(stack: Stack) -> native.EndsShape:
-    return native.EndsShape(
-        positions=stack.embedding.positions,
-        token_types=stack.embedding.token_types,
-        embedding_norm_eps=stack.embedding.norm_eps,
-        transform=stack.transform,
-        transform_eps=stack.transform_eps,
-        labels=stack.labels.labels if stack.labels else 0,
-        pooler=stack.labels.pooler if stack.labels else None,
-    )
-
-
-def _ends_apart(model: Arrays) -> tuple[Arrays, Arrays]:
-    """The arrays of the vocabulary, and those native.EndsShape speaks of."""
-    names = {"embedding.positions", "embedding.token_types", "embedding.norm", "embedding.norm_bias"}
-    ends = {name for name in model if name in names or name.startswith(("head.transform", "head.pooler", "head.labels"))}
-    return {name: model[name] for name in model if name not in ends}, {name: model[name] for name in ends}
-
-
-def _named(plan: LayerPlan, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A layer's arrays as native code names them: shared distances apart, the spans among them."""
-    named = dict(arrays)
-    if plan.attention is not None and plan.attention.relative == "shared":
-        named["attention.shared_distances"] = named.pop("attention.distances")
-    if plan.attention is not None and plan.attention.spans is not None:
-        named["spans"] = np.array(plan.attention.spans, np.float32)
-    return named
-
-
-def _cluster(plan: ClusterPlan, *, tied: bool) -> native.ClusterShape:
-    return native.ClusterShape(plan.start, plan.size, plan.width, plan.entry, plan.projected, tied)

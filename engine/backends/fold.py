@@ -7,7 +7,6 @@ from typing import overload
 
 import numpy as np
 
-from engine.backends.plan import Stack
 from engine.backends.runner import Arrays, Folded
 from engine.checkpoint import Checkpoint, Weights
 from engine.spec import AttentionSpec, LayerSpec, ModelSpec, SharedTable, Sinusoid, Table, Vocabulary
@@ -17,18 +16,7 @@ from engine_kernels import native
 def fold(checkpoint: Checkpoint) -> Folded:
     """The weights a backend starts from; see runner.Folded for names and products."""
     spec, weights = checkpoint.spec, checkpoint.weights
-    return Folded(model=_model(spec, weights), layers=_Layers(spec, weights), embedding_scale=spec.embedding.scale)
-
-
-def tied(stack: Stack, folded: Folded, output: int) -> bool:
-    """Whether an output cluster's rows are the embedding's own memory, as runner.Folded has them where they are tied."""
-    cluster, rows = stack.outputs[output], folded.model[f"head.{output}"]
-    for index, source in enumerate(stack.inputs):
-        first = cluster.start - source.start
-        if first >= 0 and cluster.start + cluster.size <= source.start + source.size and source.width == cluster.width:
-            own = folded.model[f"embedding.{index}"][first : first + cluster.size]
-            return bool(own.__array_interface__["data"][0] == rows.__array_interface__["data"][0])
-    return False
+    return Folded(model=_model(spec, weights), layers=_Layers(spec, weights))
 
 
 class _Layers(Sequence[Arrays]):
@@ -100,7 +88,7 @@ def _fold_attention(folded: dict[str, np.ndarray], layer: LayerSpec, spec: Model
 
 
 def _distances(a: AttentionSpec, folded: dict[str, np.ndarray], spec: ModelSpec, weights: Weights) -> np.ndarray | None:
-    """[heads, reach, head_dim] of the layer's own projection, or [1, reach, head_dim] of a shared table; row i is distance first + i."""
+    """[heads, reach, head_dim] of the layer's own projection, or [1, reach, head_dim] of a shared table; row 0 is first_distance."""
     if a.reach is None:
         return None  # relative positions have a window
     if isinstance(a.position, SharedTable):

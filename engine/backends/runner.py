@@ -55,7 +55,7 @@ def position_rows(batch: Batch, plan: EmbeddingPlan) -> np.ndarray | None:
 class NextToken(Protocol):
     """Log-probabilities of the next token of each sequence, the tails of an adaptive softmax computed only when asked for.
 
-    head [sequences, n0 + tails] float32: log-softmax of the first cluster; ids 0..n0-1, then the tails' entries (plan.ClusterPlan.entry).
+    head [sequences, n0 + tails] float32: log-softmax of the first cluster; ids 0..n0-1, then the tails' entries (ClusterShape.entry).
     """
 
     head: np.ndarray
@@ -81,19 +81,18 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Folded:
-    """Weights ready for a backend, formed once in float32 (model/fold.py) and not yet cast.
+    """Weights ready for a backend, formed once in float32 (fold.py) and not yet cast.
 
     layers[i], formed anew each time it is asked for, and model hold arrays by the names of spec.tensors() without their prefix, with these
     products formed: gains are norm_offset + stored; attention.query and its bias × score_scale; attention.persistent_values × √persistent;
     attention.output columns × head_scale; attention.relative replaced by attention.distances [heads, reach, head_dim] (or, shared,
     [1, reach, head_dim]) with row i for distance first_distance + i;
     attention.zero_key and attention.zero_value [heads, head_dim], the projection of a zero row, where the start attends zeros.
-    model: embedding.{c} with embedding_scale apart, head.{c} with ties resolved to the same array.
+    model: embedding.{c} without its scale, head.{c} with ties resolved to the same array.
     """
 
     model: Arrays
     layers: Sequence[Arrays]
-    embedding_scale: float
 
 
 class Runner(Protocol):

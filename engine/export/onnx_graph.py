@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from engine.backends.plan import AttentionPlan, LayerPlan, Stack
+from engine.backends.plan import Stack
 from engine.backends.runner import Folded
 from engine.errors import Problem, Unsupported
+from engine_kernels.shapes import AttentionShape, LayerShape
 
 OPSET = 17
 MOST_BYTES = (1 << 31) - (1 << 20)  # of one protocol-buffers message
@@ -60,10 +61,10 @@ def encoder_graph(stack: Stack, folded: Folded) -> bytes:
     for index, (plan, weights) in enumerate(zip(stack.layers, folded.layers, strict=True)):
         named = {name: graph.constant(f"layers.{index}.{name}", _transposed(name, array)) for name, array in weights.items()}
         hidden = _layer(graph, plan, named, hidden, mask)
-    if stack.final_norm_eps is not None:
-        hidden = _model_norm(graph, folded, hidden, "final_norm", stack.final_norm_eps)
+    if stack.head.final_norm_eps is not None:
+        hidden = _model_norm(graph, folded, hidden, "final_norm", stack.head.final_norm_eps)
     result, axes = _head(graph, stack, folded, hidden)
-    name = "last_hidden_state" if stack.labels is None and not stack.outputs else "logits"
+    name = "logits" if stack.head.has_logits else "last_hidden_state"
     graph.nodes[[node.output[0] for node in graph.nodes].index(result)].output[0] = name
     inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name != "token_type_ids" or stack.embedding.token_types]
     model = helper.make_model(
@@ -86,7 +87,7 @@ def encoder_graph(stack: Stack, folded: Folded) -> bytes:
 def _embedding(graph: Graph, stack: Stack, folded: Folded) -> str:
     """[batch, sequence, hidden]; positions count from the ids, passing over the pad token where the model does."""
     plan = stack.embedding
-    hidden = graph.add("Gather", graph.constant("embedding.0", folded.model["embedding.0"] * folded.embedding_scale), "input_ids")
+    hidden = graph.add("Gather", graph.constant("embedding.0", folded.model["embedding.0"] * plan.scale), "input_ids")
     if plan.positions:
         table = graph.constant("embedding.positions", folded.model["embedding.positions"])
         hidden = graph.add("Add", hidden, graph.add("Gather", table, _positions(graph, plan.offset, plan.pad)))
@@ -119,7 +120,7 @@ def _mask(graph: Graph) -> str:
     return graph.add("Mul", hidden, graph.constant("hidden", HIDDEN))
 
 
-def _layer(graph: Graph, plan: LayerPlan, weights: dict[str, str], hidden: str, mask: str) -> str:
+def _layer(graph: Graph, plan: LayerShape, weights: dict[str, str], hidden: str, mask: str) -> str:
     """Attention and feed-forward with their residuals, normed before or after."""
 
     def norm(name: str, x: str) -> str:
@@ -141,7 +142,7 @@ def _layer(graph: Graph, plan: LayerPlan, weights: dict[str, str], hidden: str, 
     return norm("feed_forward_norm", graph.add("Add", feed_forward(hidden), hidden)) if plan.feed_forward else hidden
 
 
-def _attention(graph: Graph, plan: AttentionPlan, weights: dict[str, str], x: str, mask: str) -> str:
+def _attention(graph: Graph, plan: AttentionShape, weights: dict[str, str], x: str, mask: str) -> str:
     split = graph.constant(f"shape.{plan.heads}.{plan.head_dim}", [0, 0, plan.heads, plan.head_dim], np.int64)
     joined = graph.constant(f"shape.{plan.heads * plan.head_dim}", [0, 0, plan.heads * plan.head_dim], np.int64)
     query, key, value = (
@@ -157,31 +158,31 @@ def _attention(graph: Graph, plan: AttentionPlan, weights: dict[str, str], x: st
 
 def _head(graph: Graph, stack: Stack, folded: Folded, hidden: str) -> tuple[str, list[Any]]:
     """The result's name and axes."""
-    if stack.labels is not None:
-        labels = stack.labels
-        if labels.pooled:
+    head = stack.head
+    if head.labels:
+        if head.pooled:
             hidden = graph.add("Gather", hidden, graph.constant("zero", 0, np.int64), axis=1)  # [batch, hidden]
-        if labels.pooler is not None:
+        if head.pooler is not None:
             pooled = _linear(graph, hidden, _matrix(graph, folded, "head.pooler"), "head.pooler")
-            hidden = _activation(graph, labels.pooler, pooled)
-        axes = ["batch", labels.labels] if labels.pooled else ["batch", "sequence", labels.labels]
+            hidden = _activation(graph, head.pooler, pooled)
+        axes = ["batch", head.labels] if head.pooled else ["batch", "sequence", head.labels]
         return _linear(graph, hidden, _matrix(graph, folded, "head.labels"), "head.labels"), axes
-    if not stack.outputs:
+    if not head.clusters:
         return hidden, ["batch", "sequence", stack.hidden]
-    if stack.transform is not None:
+    if head.transform is not None:
         dense = _linear(graph, hidden, _matrix(graph, folded, "head.transform"), "head.transform")
-        hidden = _model_norm(graph, folded, _activation(graph, stack.transform, dense), "head.transform_norm", stack.transform_eps)
-    words = graph.add("Transpose", graph.constant(*_words(folded)), perm=[1, 0])
+        hidden = _model_norm(graph, folded, _activation(graph, head.transform, dense), "head.transform_norm", head.transform_eps)
+    words = graph.add("Transpose", graph.constant(*_words(stack, folded)), perm=[1, 0])
     logits = graph.add("MatMul", hidden, words)
     if "head.0.bias" in folded.model:
         logits = graph.add("Add", logits, graph.constant("head.0.bias", folded.model["head.0.bias"]))
     return logits, ["batch", "sequence", stack.vocab]
 
 
-def _words(folded: Folded) -> tuple[str, np.ndarray]:
+def _words(stack: Stack, folded: Folded) -> tuple[str, np.ndarray]:
     """The decoder's rows: the embedding's own constant where they are tied and unscaled, so that the file holds them once."""
     own, rows = folded.model["embedding.0"], folded.model["head.0"]
-    tied = own.shape == rows.shape and np.shares_memory(own, rows) and folded.embedding_scale == 1
+    tied = own.shape == rows.shape and np.shares_memory(own, rows) and stack.embedding.scale == 1
     return ("embedding.0" if tied else "head.0"), rows
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from engine.backends.plan import ClusterPlan
+from engine_kernels.shapes import ClusterShape
 
 Answer = TypeVar("Answer")
 Question = Generator[int, np.ndarray, Answer]
@@ -24,7 +24,7 @@ COLDEST = 1e-30  # below this no two different float32 log-probabilities keep a 
 class Distribution:
     """head [n0 + tails] float32: log-softmax of the first cluster's words and the tails' entries, as runner.NextToken gives it."""
 
-    def __init__(self, head: np.ndarray, outputs: Sequence[ClusterPlan]) -> None:
+    def __init__(self, head: np.ndarray, outputs: Sequence[ClusterShape]) -> None:
         self.starts = [plan.start for plan in outputs]
         self.sizes = [plan.size for plan in outputs]
         self.mass = [0.0] + [float(head[plan.entry]) for plan in outputs[1:]]  # the first cluster's own is never asked for

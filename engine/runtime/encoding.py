@@ -67,7 +67,7 @@ def encode(executor: Executor, sequences: Sequence[Visible], length: int, want: 
 
 def forward(own: Callable[[Batch], Any], sequences: Sequence[Visible], length: int, stack: Stack) -> Any:
     """Logits, or without a head hidden states, of all sequences in one step, as the backend's own tensor in the shape encode gives."""
-    want: Want = "hidden" if stack.labels is None and not stack.outputs else "logits"
+    want: Want = "logits" if stack.head.has_logits else "hidden"
     width, pooled = _width(stack, want)
     packed = own(whole_batch([sequence.rows for sequence in sequences], want))
     if pooled:
@@ -89,7 +89,7 @@ def pooled(hidden: np.ndarray, sequences: Sequence[Visible], pooling: str) -> np
 def trace(executor: Executor, sequence: Visible) -> tuple[list[np.ndarray], np.ndarray]:
     """One sequence: residual stream [rows, hidden] after the embedding and after each layer; its logits, or without a head its output."""
     hidden: list[np.ndarray] = []
-    want: Want = "logits" if executor.stack.labels is not None or executor.stack.outputs else "hidden"
+    want: Want = "logits" if executor.stack.head.has_logits else "hidden"
     return hidden, _step(executor, [sequence], want, lambda _, rows: hidden.append(rows))
 
 
@@ -103,7 +103,7 @@ def _visible(ids: np.ndarray, mask: np.ndarray, types: np.ndarray, plan: Embeddi
 def _problems(index: int, sequence: Visible, row: np.ndarray, stack: Stack) -> Iterator[Problem]:
     if not len(sequence.ids):
         yield Problem(f"attention_mask[{index}]", "at least one token to see", "none")
-    elif stack.labels is not None and stack.labels.pooled and sequence.columns[0] != 0:
+    elif stack.head.pooled and sequence.columns[0] != 0:
         yield Problem(f"attention_mask[{index}][0]", "1: the head reads the first token", "0")
     elif stack.most_rows is not None and int(sequence.positions.max()) >= stack.embedding.positions:
         yield Problem(f"ids[{index}]", f"at most {stack.most_rows} tokens, the model's positions", str(len(row)))
@@ -112,7 +112,7 @@ def _problems(index: int, sequence: Visible, row: np.ndarray, stack: Stack) -> I
 def _width(stack: Stack, want: Want) -> tuple[int, bool]:
     if want == "hidden":
         return stack.hidden, False
-    return (stack.vocab, False) if stack.labels is None else (stack.labels.labels, stack.labels.pooled)
+    return stack.head.labels or stack.vocab, stack.head.pooled
 
 
 def _groups(sequences: Sequence[Visible], most_rows: int) -> Iterator[list[int]]:

@@ -24,7 +24,7 @@ class Executor:
     """A Runner that several threads may use: one step at a time, each slot its caller's own."""
 
     def __init__(self, runner: Runner) -> None:
-        self.outputs = runner.stack.outputs
+        self.outputs = runner.stack.head.clusters
         self.vocab = runner.stack.vocab
         self.stack = runner.stack
         self._runner: Runner | None = runner

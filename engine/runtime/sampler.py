@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.backends.plan import ClusterPlan
 from engine.backends.runner import NextToken
 from engine.errors import EngineError, Problem
 from engine.runtime.distribution import Distribution, Question, draw_from, nucleus_of
 from engine.runtime.options import GenerationOptions
+from engine_kernels.shapes import ClusterShape
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def uniform(seed: int, index: int) -> float:
     return float(np.random.Generator(np.random.Philox(key=seed, counter=index)).random())
 
 
-def sample(following: NextToken, outputs: Sequence[ClusterPlan], requests: Sequence[Request]) -> list[Draw]:
+def sample(following: NextToken, outputs: Sequence[ClusterShape], requests: Sequence[Request]) -> list[Draw]:
     """One token per sequence; each tail is computed once for all sequences that need it at the same time."""
     _refuse_nan(following.head)
     questions = [_choose(Distribution(row, outputs), request) for row, request in zip(following.head, requests, strict=True)]

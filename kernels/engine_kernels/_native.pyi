@@ -12,49 +12,11 @@ def without_cuda() -> str: ...
 
 class NativeModel:
     def __init__(self, hidden: int, dtype: int, int8: bool, threads: int) -> None: ...
-    def add_layer(
-        self,
-        *,
-        heads: int,
-        head_dim: int,
-        persistent: int,
-        window: int,
-        segment: int,
-        reach: int,
-        first: int,
-        attended_zeros: bool,
-        ramp: float,
-        both: bool,
-        feed_forward: int,
-        activation: int,
-        norm_first: bool,
-        norm_eps: float,
-        arrays: dict[str, np.ndarray[Any, Any]],
-    ) -> None: ...
-    def set_vocabulary(
-        self,
-        *,
-        inputs: list[tuple[int, int, int, int, bool, bool]],
-        outputs: list[tuple[int, int, int, int, bool, bool]],
-        clusters_read_hidden: bool,
-        final_norm_eps: float | None,
-        embedding_scale: float,
-        arrays: dict[str, np.ndarray[Any, Any]],
-    ) -> None: ...
+    def add_layer(self, shape: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]]) -> None: ...
+    def set_head(self, shape: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]]) -> None: ...
+    def set_embedding(self, shape: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]]) -> None: ...
     def grow(self, slots: int) -> None: ...
     def restart(self, slot: int) -> None: ...
-    def set_ends(
-        self,
-        *,
-        positions: int,
-        token_types: int,
-        embedding_norm_eps: float | None,
-        transform: int | None,
-        transform_eps: float,
-        labels: int,
-        pooler: int | None,
-        arrays: dict[str, np.ndarray[Any, Any]],
-    ) -> None: ...
     def embed(
         self,
         ids: np.ndarray[Any, Any],
@@ -73,7 +35,7 @@ class NativeModel:
         lengths: np.ndarray[Any, Any],
         taps: np.ndarray[Any, Any] | None,
     ) -> None: ...
-    def finish(self, hidden: np.ndarray[Any, Any]) -> None: ...
+    def final_norm(self, hidden: np.ndarray[Any, Any]) -> None: ...
     def head_log_probs(self, hidden: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None: ...
     def tail_log_probs(self, hidden: np.ndarray[Any, Any], cluster: int, out: np.ndarray[Any, Any]) -> None: ...
     def target_nll(self, hidden: np.ndarray[Any, Any], targets: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None: ...

@@ -157,7 +157,7 @@ def _numbers(layer: DecodeLayer) -> tuple[int, int, int, int, int, int, int, boo
     persistent = 0 if tables.persistent_keys is None else tables.persistent_keys.shape[1]
     distances = 0 if tables.distances is None else tables.distances.shape[0]
     ramp = 0.0 if tables.spans is None else float(tables.span_ramp)
-    sees = (see.window, see.segment, see.reach, see.first, see.attended_zeros)
+    sees = (see.window, see.segment, see.reach, see.first_distance, see.attended_zeros)
     return layer.qkv.shape[1], persistent, distances, *sees, layer.norm_first, layer.norm.eps, ramp
 
 

@@ -79,7 +79,7 @@ class CudaKernels:
             see.window,
             see.segment,
             see.reach,
-            see.first,
+            see.first_distance,
             see.attended_zeros,
             None if at_once else query.new_empty((splits, heads, rows, head_dim), dtype=torch.float32),
             None if at_once else query.new_empty((2, splits, heads, rows), dtype=torch.float32),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import ml_dtypes
@@ -11,6 +10,9 @@ import numpy as np
 
 from engine_kernels import _native
 from engine_kernels.errors import KernelError
+from engine_kernels.shapes import EmbeddingShape, HeadShape, LayerShape, by_name
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 # dtype → (its code in csrc/common/tensor_view.h, the unsigned type of its bits)
 _FLOATS: dict[np.dtype[Any], tuple[int, type[np.unsignedinteger[Any]]]] = {
@@ -19,7 +21,6 @@ _FLOATS: dict[np.dtype[Any], tuple[int, type[np.unsignedinteger[Any]]]] = {
     np.dtype(np.float16): (2, np.uint16),
     np.dtype(ml_dtypes.bfloat16): (3, np.uint16),
 }
-_ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "quick_gelu": 4, "silu": 5, "tanh": 6}  # their codes in csrc/cpu/kernels.h
 _WEIGHTS = {"float32": 0, "bfloat16": 3}
 _MULTIPLIES_BFLOAT16 = ("avx512_bf16", "amx", "emulated")
 
@@ -73,58 +74,6 @@ def preferred_dtype() -> str:
     return "bfloat16" if instruction_set() in _MULTIPLIES_BFLOAT16 else "float32"
 
 
-@dataclass(frozen=True)
-class LayerShape:
-    """The integers of one layer; heads 0 = no attention, feed_forward 0 = none. The others as in ops.Visibility; ramp 0 = no spans.
-
-    both: a row sees every key of its sequence, which comes whole (encoders); window, segment and reach are 0 then.
-    """
-
-    heads: int
-    head_dim: int
-    persistent: int
-    window: int
-    segment: int
-    reach: int
-    first: int
-    attended_zeros: bool
-    ramp: float
-    feed_forward: int
-    norm_first: bool
-    norm_eps: float
-    both: bool = False
-    activation: str = "relu"
-
-
-@dataclass(frozen=True)
-class ClusterShape:
-    """Token ids start .. start + size - 1, rows of `width`; entry: its place in the first softmax; tied: the embedding's own rows."""
-
-    start: int
-    size: int
-    width: int
-    entry: int
-    projected: bool
-    tied: bool
-
-    def as_tuple(self) -> tuple[int, int, int, int, bool, bool]:
-        return self.start, self.size, self.width, self.entry, self.projected, self.tied
-
-
-@dataclass(frozen=True)
-class EndsShape:
-    """Rows of the tables of positions and token types, 0 = none; a norm behind them; a dense layer and norm before the vocabulary; a head
-    of labels, 0 = none, behind a dense pooler. None = not there; transform and pooler are activations."""
-
-    positions: int = 0
-    token_types: int = 0
-    embedding_norm_eps: float | None = None
-    transform: str | None = None
-    transform_eps: float = 0.0
-    labels: int = 0
-    pooler: str | None = None
-
-
 class NativeModel:
     """Weights, caches and threads of one model in native code. Every method may raise KernelError, then nothing has changed.
 
@@ -146,42 +95,21 @@ class NativeModel:
         self._model = _native.NativeModel(hidden, _WEIGHTS[dtype], quantization == "int8", threads or 0)
         self._hidden = hidden
         self._layers = 0
-        self._words = self._labels = 0
-        self._widths: list[int] = []  # of the first cluster with the tails' entries, then of each tail
+        self._head = HeadShape()
 
-    def add_layer(self, shape: LayerShape, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    def add_layer(self, shape: LayerShape, arrays: Arrays) -> None:
         """Pack a layer behind the last; arrays float32 by the names the model gives them, none of which is kept."""
-        codes = asdict(shape) | {"activation": _activation(shape.activation)}
-        self._model.add_layer(**codes, arrays=_contiguous(arrays))
+        self._model.add_layer(by_name(shape, LayerShape), _contiguous(arrays))
         self._layers += 1
 
-    def set_vocabulary(
-        self,
-        inputs: Sequence[ClusterShape],
-        outputs: Sequence[ClusterShape],
-        arrays: Mapping[str, np.ndarray[Any, Any]],
-        *,
-        clusters_read_hidden: bool,
-        final_norm_eps: float | None,
-        embedding_scale: float,
-    ) -> None:
-        """Pack embedding and output side; rows and projections that both share are stored once."""
-        self._model.set_vocabulary(
-            inputs=[cluster.as_tuple() for cluster in inputs],
-            outputs=[cluster.as_tuple() for cluster in outputs],
-            clusters_read_hidden=clusters_read_hidden,
-            final_norm_eps=final_norm_eps,
-            embedding_scale=embedding_scale,
-            arrays=_contiguous(arrays),
-        )
-        self._words = outputs[0].size if outputs else 0
-        self._widths = [self._words + len(outputs) - 1, *(cluster.size for cluster in outputs[1:])]
+    def set_head(self, shape: HeadShape, arrays: Arrays) -> None:
+        """Pack what reads the last hidden states; to be set before the embedding."""
+        self._model.set_head(by_name(shape, HeadShape), _contiguous(arrays))
+        self._head = shape
 
-    def set_ends(self, shape: EndsShape, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Take what is added to tokens' rows and what stands behind the layers beside the vocabulary."""
-        codes = asdict(shape) | {name: _activation(getattr(shape, name)) for name in ("transform", "pooler")}
-        self._model.set_ends(**codes, arrays=_contiguous(arrays))
-        self._labels = shape.labels
+    def set_embedding(self, shape: EmbeddingShape, arrays: Arrays) -> None:
+        """Pack what makes rows of tokens; rows and projections that the head shares are stored once."""
+        self._model.set_embedding(by_name(shape, EmbeddingShape), _contiguous(arrays))
 
     def grow(self, slots: int) -> None:
         """Make room for at least `slots` slots."""
@@ -219,9 +147,9 @@ class NativeModel:
         self._model.step(hidden, _whole(slots), _whole(starts), _whole(lengths), taps)
         return taps
 
-    def finish(self, hidden: np.ndarray[Any, Any]) -> None:
+    def final_norm(self, hidden: np.ndarray[Any, Any]) -> None:
         """The final norm in place, where the model has one."""
-        self._model.finish(hidden)
+        self._model.final_norm(hidden)
 
     def transform(self, hidden: np.ndarray[Any, Any]) -> None:
         """The dense layer and norm before the vocabulary, in place."""
@@ -229,25 +157,26 @@ class NativeModel:
 
     def labels(self, hidden: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """[rows, labels], through the pooler where the model has one."""
-        out = np.empty((_rows(hidden, "hidden"), self._labels), np.float32)
+        out = np.empty((_rows(hidden, "hidden"), self._head.labels), np.float32)
         self._model.labels(hidden, out)
         return out
 
     def logits(self, hidden: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """[rows, words of the first cluster], before any softmax."""
-        out = np.empty((_rows(hidden, "hidden"), self._words), np.float32)
+        out = np.empty((_rows(hidden, "hidden"), self._size(0)), np.float32)
         self._model.logits(hidden, out)
         return out
 
     def head_log_probs(self, hidden: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """[rows, n0 + tails]: log-softmax over the first cluster's words and the tails' entries."""
-        out = np.empty((_rows(hidden, "hidden"), self._widths[0]), np.float32)
+        tails = max(0, len(self._head.clusters) - 1)
+        out = np.empty((_rows(hidden, "hidden"), self._size(0) + tails), np.float32)
         self._model.head_log_probs(hidden, out)
         return out
 
     def tail_log_probs(self, hidden: np.ndarray[Any, Any], cluster: int) -> np.ndarray[Any, Any]:
         """[rows, size]: log-softmax inside tail `cluster` ≥ 1, without its entry's mass."""
-        out = np.empty((_rows(hidden, "hidden"), self._widths[cluster]), np.float32)
+        out = np.empty((_rows(hidden, "hidden"), self._size(cluster)), np.float32)
         self._model.tail_log_probs(hidden, cluster, out)
         return out
 
@@ -266,14 +195,12 @@ class NativeModel:
         """How many threads work, the caller's among them."""
         return self._model.threads
 
-
-def _activation(name: str | None) -> int | None:
-    if name is not None and name not in _ACTIVATIONS:
-        raise KernelError("activation", ", ".join(_ACTIVATIONS), repr(name))
-    return None if name is None else _ACTIVATIONS[name]
+    def _size(self, cluster: int) -> int:
+        """Words of a cluster of the head; 0 where it has no such one, which native code refuses."""
+        return self._head.clusters[cluster].size if cluster < len(self._head.clusters) else 0
 
 
-def _contiguous(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+def _contiguous(arrays: Arrays) -> dict[str, np.ndarray[Any, Any]]:
     return {name: _whole(array) for name, array in arrays.items()}
 
 

@@ -19,16 +19,20 @@ Constant = TypeVar("Constant", covariant=True)
 
 @dataclass(frozen=True)
 class Visibility:
-    """Which keys a row sees: distances first .. first + n - 1, n = window, plus position mod segment where segment > 0; at most reach.
+    """Which keys a row sees.
 
+    Distances first_distance .. first_distance + n - 1, n = window, plus position mod segment where segment > 0; at most reach.
+    first_distance: 0 where a row sees itself, else 1.
     attended_zeros: distances beyond the row's position exist, as the projection of zero rows; otherwise they do not exist.
+    bidirectional: every key of the row's sequence instead, before and behind it; window, segment and reach are 0.
     """
 
     window: int
     segment: int
     reach: int
-    first: int
+    first_distance: int
     attended_zeros: bool
+    bidirectional: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Ops(Protocol[Tensor]):
         ...
 
     def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, tables: AttentionTables[Tensor], see: Visibility
+        self, query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, tables: AttentionTables[Tensor], visibility: Visibility
     ) -> Tensor:
         """Attention of T new rows per sequence, in one softmax over visible keys and persistent vectors.
 
@@ -75,15 +79,15 @@ class Ops(Protocol[Tensor]):
         ...
 
     def attend_cached(
-        self, query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, tables: AttentionTables[Tensor], see: Visibility
+        self, query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, tables: AttentionTables[Tensor], visibility: Visibility
     ) -> Tensor:
         """The same for one row per sequence against its ring; query [B, H, D], keys and values [B, H, W, D], result [B, H, D] float32.
 
-        Slot p mod W holds position p. The ring already holds the row itself where first = 0, the W rows before it where first = 1.
+        Slot p mod W holds position p. The ring already holds the row itself where first_distance = 0, the W rows before it where it is 1.
         """
         ...
 
-    def attend_whole(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend_bidirectional(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Bidirectional attention of whole sequences; query, keys, values [B, H, T, D], result [B, H, T, D] float32.
 
         A = softmax over all j of q_i · k_j / √D;  o_i = Σ A_ij v_j      (arXiv 1706.03762, equation 1)

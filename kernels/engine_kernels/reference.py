@@ -1,7 +1,7 @@
 """The operations of ops.py in plain, differentiable PyTorch: the `torch` backend, and what every fast kernel must agree with.
 
 No score matrix over all pairs of tokens is ever formed: queries go in blocks, each against the keys its rows can see, and the band
-of visible keys is cut out of a block's scores by a view: column t of a row is always the key at distance first + reach - 1 - t.
+of visible keys is cut out of a block's scores by a view: column t of a row is always the key at distance first_distance + reach - 1 - t.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def log_softmax(logits: torch.Tensor) -> torch.Tensor:
 
 
 def attend(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, tables: Tables, see: Visibility
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, tables: Tables, visibility: Visibility
 ) -> torch.Tensor:
     """Attention of T new rows; query [B, H, T, D], keys and values [B, H, W + T, D], positions [B] of row 0; [B, H, T, D] float32."""
     rows = query.shape[2]
@@ -64,35 +64,36 @@ def attend(
     blocks = []
     for start in range(0, rows, QUERY_ROWS):
         block = query[:, :, start : start + QUERY_ROWS]  # [B, H, R, D]
-        band = slice(start + 1 - see.first, start + block.shape[2] + see.reach - see.first)  # W + R - 1 keys
-        visible = _visible_rows(positions + start, block.shape[2], see)
-        blocks.append(_attend_block(block, keys[:, :, band], values[:, :, band], farthest_first, visible, tables, see))
+        first = start + 1 - visibility.first_distance
+        band = slice(first, first + block.shape[2] + visibility.reach - 1)  # W + R - 1 keys
+        visible = _visible_rows(positions + start, block.shape[2], visibility)
+        blocks.append(_attend_block(block, keys[:, :, band], values[:, :, band], farthest_first, visible, tables, visibility))
     return torch.cat(blocks, dim=2)
 
 
 def attend_cached(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, tables: Tables, see: Visibility
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, tables: Tables, visibility: Visibility
 ) -> torch.Tensor:
     """Attention of one row per sequence, query [B, H, D], against its ring, keys and values [B, H, W, D]; [B, H, D] float32."""
-    slots = torch.arange(see.reach, device=query.device)
-    nearness = (positions[:, None] - see.first - slots) % see.reach  # [B, W]: distance - first of each slot
+    slots = torch.arange(visibility.reach, device=query.device)
+    nearness = (positions[:, None] - visibility.first_distance - slots) % visibility.reach  # [B, W]: distance - first_distance of each slot
     scores = _product("bhd,bhwd->bhw", _biased(query, tables.content_bias), keys)
     if tables.distances is not None:
         by_distance = _product("bhd,hwd->bhw", _biased(query, tables.position_bias), tables.distances)
         scores = scores + by_distance.gather(2, nearness[:, None, :].expand_as(by_distance))
     scores = scores * query.shape[-1] ** -0.5
-    visible = _visible(positions[:, None], nearness, see)
+    visible = _visible(positions[:, None], nearness, visibility)
     if visible is not None:
         scores = scores.masked_fill(~visible[:, None, :], -torch.inf)
     persistent = None if tables.persistent_keys is None else _product("bhd,hnd->bhn", query, tables.persistent_keys)
-    weights, persistent_weights = _softmax(scores, persistent, _ramp(nearness[:, None, :], tables, see))
+    weights, persistent_weights = _softmax(scores, persistent, _ramp(nearness[:, None, :], tables, visibility))
     out = _product("bhw,bhwd->bhd", weights, values)
     if persistent_weights is not None and tables.persistent_values is not None:
         out = out + _product("bhn,hnd->bhd", persistent_weights, tables.persistent_values)
     return out
 
 
-def attend_whole(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+def attend_bidirectional(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Every row of a sequence sees every row of it; query, keys, values [B, H, T, D]; [B, H, T, D] float32."""
     blocks = []
     for start in range(0, query.shape[2], QUERY_ROWS):
@@ -108,18 +109,18 @@ def _attend_block(
     farthest_first: torch.Tensor | None,
     visible: torch.Tensor | None,
     tables: Tables,
-    see: Visibility,
+    visibility: Visibility,
 ) -> torch.Tensor:
     """R rows [B, H, R, D] against the W + R - 1 keys [B, H, W + R - 1, D] that any of them sees."""
-    scores = _band(_product("bhrd,bhkd->bhrk", _biased(query, tables.content_bias), keys), see.reach)  # [B, H, R, W]
+    scores = _band(_product("bhrd,bhkd->bhrk", _biased(query, tables.content_bias), keys), visibility.reach)  # [B, H, R, W]
     if farthest_first is not None:
         scores = scores + _product("bhrd,hwd->bhrw", _biased(query, tables.position_bias), farthest_first)
     scores = scores * query.shape[-1] ** -0.5
     if visible is not None:
         scores = scores.masked_fill(~visible[:, None], -torch.inf)
     persistent = None if tables.persistent_keys is None else _product("bhrd,hnd->bhrn", query, tables.persistent_keys)
-    nearness = torch.arange(see.reach - 1, -1, -1, device=query.device)
-    weights, persistent_weights = _softmax(scores, persistent, _ramp(nearness, tables, see, rows=True))
+    nearness = torch.arange(visibility.reach - 1, -1, -1, device=query.device)
+    weights, persistent_weights = _softmax(scores, persistent, _ramp(nearness, tables, visibility, rows=True))
     out = _product("bhrk,bhkd->bhrd", _unband(weights), values)
     if persistent_weights is not None and tables.persistent_values is not None:
         out = out + _product("bhrn,hnd->bhrd", persistent_weights, tables.persistent_values)
@@ -164,28 +165,28 @@ def _softmax(scores: torch.Tensor, persistent: torch.Tensor | None, ramp: torch.
     return context / total, None if constant is None else constant / total
 
 
-def _ramp(nearness: torch.Tensor, tables: Tables, see: Visibility, *, rows: bool = False) -> torch.Tensor | None:
+def _ramp(nearness: torch.Tensor, tables: Tables, visibility: Visibility, *, rows: bool = False) -> torch.Tensor | None:
     """clamp((1 - distance + span) / ramp + 1, 0, 1): [B, H, W] for nearness [B, 1, W], [H, 1, W] for nearness [W] and rows."""
     if tables.spans is None:
         return None
     spans = tables.spans[:, None, None] if rows else tables.spans[:, None]
-    return ((1.0 - (nearness + see.first) + spans) / tables.span_ramp + 1.0).clamp(0.0, 1.0)
+    return ((1.0 - (nearness + visibility.first_distance) + spans) / tables.span_ramp + 1.0).clamp(0.0, 1.0)
 
 
-def _visible_rows(positions: torch.Tensor, rows: int, see: Visibility) -> torch.Tensor | None:
+def _visible_rows(positions: torch.Tensor, rows: int, visibility: Visibility) -> torch.Tensor | None:
     """[B, R, W] for R rows from positions [B], columns farthest first; None where every key of the reach is visible."""
     steps = torch.arange(rows, device=positions.device)
-    nearness = torch.arange(see.reach - 1, -1, -1, device=positions.device)
-    return _visible((positions[:, None] + steps)[..., None], nearness, see)
+    nearness = torch.arange(visibility.reach - 1, -1, -1, device=positions.device)
+    return _visible((positions[:, None] + steps)[..., None], nearness, visibility)
 
 
-def _visible(position: torch.Tensor, nearness: torch.Tensor, see: Visibility) -> torch.Tensor | None:
-    """Whether a row at `position` sees the key at distance first + nearness, broadcast; None where it always does."""
+def _visible(position: torch.Tensor, nearness: torch.Tensor, visibility: Visibility) -> torch.Tensor | None:
+    """Whether a row at `position` sees the key at distance first_distance + nearness, broadcast; None where it always does."""
     visible = None
-    if see.segment:
-        visible = nearness < see.window + position % see.segment
-    if not see.attended_zeros:
-        exists = nearness + see.first <= position
+    if visibility.segment:
+        visible = nearness < visibility.window + position % visibility.segment
+    if not visibility.attended_zeros:
+        exists = nearness + visibility.first_distance <= position
         visible = exists if visible is None else visible & exists
     return visible
 

@@ -188,7 +188,8 @@ def test_an_unknown_quantization_is_one_clear_error(value: Any, example: Path) -
 
 RESIDENT = """
 import numpy as np
-from engine_kernels.native import LayerShape, NativeModel
+from engine_kernels.native import NativeModel
+from engine_kernels.shapes import LayerShape
 
 def resident():
     with open("/proc/self/status", encoding="ascii") as status:
@@ -199,7 +200,7 @@ ones = np.ones(H, np.float32)
 draw = np.random.default_rng(0).standard_normal((WIDTH, H), np.float32)
 arrays = {name: ones for name in ("attention_norm", "attention_norm_bias", "feed_forward_norm", "feed_forward_norm_bias")}
 layers = [arrays | {"feed_forward.up": draw + i, "feed_forward.down": draw.reshape(H, WIDTH) - i - 1} for i in range(3)]  # none alike
-shape = LayerShape(0, 1, 0, 0, 0, 0, 0, False, 0.0, WIDTH, True, 1e-5)
+shape = LayerShape(None, WIDTH, "relu", True, 1e-5)
 for dtype, quantization in (("float32", None), ("bfloat16", None), ("float32", "int8")):
     model, before = NativeModel(H, dtype, 1, quantization), resident()
     for layer in layers:

@@ -16,13 +16,13 @@ Arrays = Mapping[str, np.ndarray]
 def layer(shape: Mapping[str, Any], arrays: Arrays, x: np.ndarray) -> np.ndarray:
     """The residual stream [T, hidden] after a layer that starts at position 0, in the dtype of x.
 
-    shape: the fields of engine_kernels.native.LayerShape.  arrays: by the names native code takes, any float dtype; gains and products
-    are formed already, row i of distances is distance first + i.
+    shape: the fields of engine_kernels.shapes.LayerShape.  arrays: by the names native code takes, any float dtype; gains and products
+    are formed already, row i of distances is distance first_distance + i.
     """
     arrays = {name: array.astype(x.dtype) for name, array in arrays.items()}
     stream = x
-    if shape["heads"]:
-        stream = x + attention(shape, arrays, norm(shape, arrays, "attention_norm", x) if shape["norm_first"] else x)
+    if shape["attention"]:
+        stream = x + attention(shape["attention"], arrays, norm(shape, arrays, "attention_norm", x) if shape["norm_first"] else x)
     if "attention.output_bias" in arrays:
         stream = stream + arrays["attention.output_bias"]
     if not shape["norm_first"]:
@@ -59,8 +59,9 @@ def attention(shape: Mapping[str, Any], arrays: Arrays, x: np.ndarray) -> np.nda
 
 def head(shape: Mapping[str, Any], arrays: Arrays, h: int, query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarray:
     """One head, [T, head_dim]; the keys of `reach` rows before the stream stand in front of its own, the farthest visible one first."""
-    rows, dim, first, reach = len(query), shape["head_dim"], shape["first"], shape["reach"]
-    if shape["attended_zeros"]:
+    rows, dim, visibility = len(query), shape["head_dim"], shape["visibility"]
+    first, reach = visibility["first_distance"], visibility["reach"]
+    if visibility["attended_zeros"]:
         before = [np.repeat(arrays[f"attention.zero_{name}"][h][None], first + reach, axis=0) for name in ("key", "value")]
     else:
         before = [np.zeros((first + reach, dim), query.dtype)] * 2
@@ -68,13 +69,13 @@ def head(shape: Mapping[str, Any], arrays: Arrays, h: int, query: np.ndarray, ke
     distance = first + np.arange(reach)
     position = np.arange(rows)[:, None]
     place = position - distance + first + reach  # [T, reach] into keys
-    seen = distance < first + shape["window"] + (position % shape["segment"] if shape["segment"] else 0)
-    if not shape["attended_zeros"]:
+    seen = distance < first + visibility["window"] + (position % visibility["segment"] if visibility["segment"] else 0)
+    if not visibility["attended_zeros"]:
         seen = seen & (distance <= position)
 
     content = query + arrays["attention.content_bias"][h] if "attention.content_bias" in arrays else query
     scores = np.take_along_axis(content @ keys.T, place, axis=1)  # [T, reach]
-    if (by_distance := _distances(arrays, h)) is not None:
+    if (by_distance := _distances(shape, arrays, h)) is not None:
         biased = query + arrays["attention.position_bias"][h] if "attention.position_bias" in arrays else query
         scores = scores + biased @ by_distance.T
     scores = np.where(seen, scores / np.sqrt(query.dtype.type(dim)), -np.inf)
@@ -82,9 +83,9 @@ def head(shape: Mapping[str, Any], arrays: Arrays, h: int, query: np.ndarray, ke
         scores = np.concatenate((scores, query @ arrays["attention.persistent_keys"][h].T), axis=1)
     shares = np.exp(scores - scores.max(axis=1, keepdims=True))
     shares = shares / shares.sum(axis=1, keepdims=True)
-    if shape["ramp"]:
-        ramp = query.dtype.type(shape["ramp"])
-        shares[:, :reach] *= np.clip((1 - distance.astype(query.dtype) + arrays["spans"][h]) / ramp + 1, 0, 1)
+    if shape["spans"]:
+        ramp, span = query.dtype.type(shape["span_ramp"]), query.dtype.type(shape["spans"][h])
+        shares[:, :reach] *= np.clip((1 - distance.astype(query.dtype) + span) / ramp + 1, 0, 1)
         shares = shares / (shares.sum(axis=1, keepdims=True) + query.dtype.type(1e-8))
     spread = np.zeros((rows, len(keys)), query.dtype)
     np.put_along_axis(spread, place, shares[:, :reach], axis=1)
@@ -92,7 +93,7 @@ def head(shape: Mapping[str, Any], arrays: Arrays, h: int, query: np.ndarray, ke
     return out + shares[:, reach:] @ arrays["attention.persistent_values"][h] if shape["persistent"] else out
 
 
-def _distances(arrays: Arrays, h: int) -> np.ndarray | None:
-    if "attention.shared_distances" in arrays:
-        return arrays["attention.shared_distances"][0]
-    return arrays["attention.distances"][h] if "attention.distances" in arrays else None
+def _distances(shape: Mapping[str, Any], arrays: Arrays, h: int) -> np.ndarray | None:
+    if shape["relative"] == "none":
+        return None
+    return arrays["attention.distances"][0 if shape["relative"] == "shared" else h]

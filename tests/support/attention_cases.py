@@ -103,7 +103,7 @@ def exact(case: Case, inputs: Inputs) -> np.ndarray:
     for b, h, t in np.ndindex(*query.shape[:3]):
         back = seen(see, int(inputs.positions[b]) + t)
         at = [see.reach + t - distance for distance in back]
-        table = None if distances is None else distances[h, [distance - see.first for distance in back]]
+        table = None if distances is None else distances[h, [distance - see.first_distance for distance in back]]
         out[b, h, t] = one_head(settings, named, "layer", h, query[b, h, t], back, keys[b, h, at], values[b, h, at], table)
     return out
 
@@ -114,7 +114,7 @@ WEIGHTS = ("content_bias", "position_bias", "persistent_keys", "persistent_value
 def seen(see: Visibility, position: int) -> list[int]:
     """The distances a row at `position` sees."""
     count = see.window + (position % see.segment if see.segment else 0)
-    distances = range(see.first, see.first + count)
+    distances = range(see.first_distance, see.first_distance + count)
     return [distance for distance in distances if see.attended_zeros or distance <= position]
 
 

@@ -79,7 +79,7 @@ def from_next(runner: Runner, ids: np.ndarray) -> np.ndarray:
     result = step(runner, [ids], [slot], [0], want="next").next
     runner.close(slot)
     assert result is not None
-    outputs = runner.stack.outputs
+    outputs = runner.stack.head.clusters
     parts = [result.head[0, : outputs[0].size]]
     for index, cluster in enumerate(outputs[1:], start=1):
         parts.append(result.head[0, cluster.entry] + result.tail(index, np.array([0]))[0])

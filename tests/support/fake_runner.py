@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from engine.backends.plan import ClusterPlan, Stack
+from engine.backends.plan import EmbeddingPlan, HeadPlan, Stack
 from engine.backends.runner import Batch, StepResult
 from engine.backends.slots import Slots
+from engine_kernels.shapes import ClusterShape
 
 
-def plan_outputs(sizes: Sequence[int], order: str = "ascending") -> tuple[ClusterPlan, ...]:
+def plan_outputs(sizes: Sequence[int], order: str = "ascending") -> tuple[ClusterShape, ...]:
     starts = np.cumsum([0, *sizes])
     tails = len(sizes) - 1
     entries = [0] + [sizes[0] + (c - 1 if order == "ascending" else tails - c) for c in range(1, tails + 1)]
-    return tuple(ClusterPlan(int(starts[c]), size, 4, True, entries[c]) for c, size in enumerate(sizes))
+    return tuple(ClusterShape(int(starts[c]), size, 4, True, entries[c]) for c, size in enumerate(sizes))
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:
@@ -38,7 +39,7 @@ class FakeNext:
         self.computed += [(cluster, int(s)) for s in sequences]
         return self._tails[cluster][sequences]
 
-    def dense(self, outputs: Sequence[ClusterPlan]) -> np.ndarray:
+    def dense(self, outputs: Sequence[ClusterShape]) -> np.ndarray:
         """The whole vocabulary [S, vocab] float32."""
         parts = [self.head[:, : outputs[0].size]]
         parts += [self.head[:, plan.entry, None] + self._tails[c] for c, plan in enumerate(outputs) if c]
@@ -52,7 +53,7 @@ class FakeRunner:
         outputs = plan_outputs(sizes, order)
         vocab = sum(sizes)
         self.stack = Stack(
-            hidden=4, vocab=vocab, layers=(), inputs=outputs, outputs=outputs, clusters_read_hidden=True, final_norm_eps=None
+            hidden=4, vocab=vocab, layers=(), embedding=EmbeddingPlan(outputs), head=HeadPlan(outputs, clusters_read_hidden=True)
         )
         random = np.random.default_rng(seed)
         self.table = random.normal(size=(vocab, vocab + 1, 4))
@@ -99,7 +100,7 @@ class FakeRunner:
         if batch.want == "next":
             self.nexts.append(following)
             return StepResult(next=following)
-        dense = following.dense(self.stack.outputs)
+        dense = following.dense(self.stack.head.clusters)
         if batch.want == "log_probs":
             return StepResult(log_probs=dense)
         assert batch.targets is not None
@@ -114,4 +115,4 @@ class FakeRunner:
     def log_probs(self, ids: Sequence[int]) -> np.ndarray:
         """The whole answer [T, vocab], without slots or chunks."""
         previous = [-1, *ids[:-1]]
-        return self.following(self.table[list(ids), previous]).dense(self.stack.outputs)
+        return self.following(self.table[list(ids), previous]).dense(self.stack.head.clusters)

@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import combinations, product
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 
-from engine_kernels.native import LayerShape, NativeModel
+from engine_kernels.native import NativeModel
+from engine_kernels.ops import Visibility
+from engine_kernels.shapes import AttentionShape, LayerShape
 from engine_kernels.testing import EPS, difference, tolerance
 from tests.oracle.layer import layer
 from tests.support.int8_weights import MULTIPLIED, rounded, transposed
@@ -34,12 +36,12 @@ SIZES: dict[str, tuple[Any, ...]] = {
     "dtype": ("float32", "bfloat16", "int8"),
 }
 VARIANTS: dict[str, tuple[Any, ...]] = {
-    "first": (0, 1),
+    "first_distance": (0, 1),
     "zeros": (False, True),
-    "relative": ("none", "own", "shared"),
+    "relative": ("none", "per_head", "shared"),
     "biased": (False, True),
     "segment": (0, 7),
-    "ramp": (0.0, 4.0),
+    "ramp": (0, 4),
     "norm_first": (True, False),
     "feed_forward": (0, 33),
     "scores": ("usual", "large", "equal"),
@@ -63,12 +65,12 @@ class Case:
     head_dim: int
     window: int
     dtype: str
-    first: int = 0
+    first_distance: int = 0
     zeros: bool = True
-    relative: str = "own"
+    relative: Literal["none", "per_head", "shared"] = "per_head"
     biased: bool = True
     segment: int = 0
-    ramp: float = 0.0
+    ramp: int = 0
     norm_first: bool = True
     feed_forward: int = 0
     scores: str = "usual"
@@ -79,23 +81,23 @@ class Case:
         return self.rows * self.heads * (self.window + self.persistent) * self.head_dim
 
     @property
-    def shape(self) -> LayerShape:
+    def visibility(self) -> Visibility:
+        alone = self.first_distance == 1 and self.persistent == 0  # without zeros its first row would see nothing at all
         reach = self.window + max(0, self.segment - 1)
-        alone = self.first == 1 and self.persistent == 0  # without zeros its first row would see nothing at all
-        return LayerShape(
-            self.heads,
-            self.head_dim,
-            self.persistent,
-            self.window,
-            self.segment,
-            reach,
-            self.first,
-            self.zeros or alone,
-            self.ramp if self.heads else 0.0,
-            self.feed_forward,
-            self.norm_first,
-            1e-5,
+        return Visibility(self.window, self.segment, reach, self.first_distance, self.zeros or alone)
+
+    @property
+    def spans(self) -> tuple[float, ...] | None:
+        if not self.ramp:
+            return None
+        return tuple(np.random.default_rng([self.seed, 15]).uniform(0, self.window, self.heads).astype(np.float32).tolist())
+
+    @property
+    def shape(self) -> LayerShape:
+        attention = AttentionShape(
+            self.heads, self.head_dim, self.persistent, self.visibility, self.relative, self.spans, self.ramp if self.spans else 0
         )
+        return LayerShape(attention if self.heads else None, self.feed_forward, "relu", self.norm_first, 1e-5)
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def _pairs(values: dict[str, Any]) -> set[Any]:
 
 def arrays_of(case: Case) -> dict[str, np.ndarray]:
     """float32 arrays of the layer: scores of a few units, or as case.scores says."""
-    rng, shape = np.random.default_rng([case.seed, 9]), case.shape
+    rng, visibility = np.random.default_rng([case.seed, 9]), case.visibility
     heads, dim, width = case.heads, case.head_dim, case.heads * case.head_dim
 
     def normal(*size: int, spread: float = 1.0) -> np.ndarray:
@@ -203,22 +205,19 @@ def arrays_of(case: Case) -> dict[str, np.ndarray]:
             arrays["attention.persistent_keys"] = normal(heads, case.persistent, dim, spread=dim**-0.5)
             arrays["attention.persistent_values"] = normal(heads, case.persistent, dim)
         if case.relative != "none":
-            name, count = ("distances", heads) if case.relative == "own" else ("shared_distances", 1)
-            arrays[f"attention.{name}"] = normal(count, shape.reach, dim)
+            arrays["attention.distances"] = normal(heads if case.relative == "per_head" else 1, visibility.reach, dim)
             if case.biased:
                 arrays |= {"attention.content_bias": normal(heads, dim), "attention.position_bias": normal(heads, dim)}
-        if shape.ramp:
-            arrays["spans"] = rng.uniform(0, case.window, heads).astype(np.float32)
     if case.feed_forward:
         arrays |= {"feed_forward_norm": 1 + normal(HIDDEN, spread=0.2), "feed_forward_norm_bias": normal(HIDDEN, spread=0.2)}
         arrays |= {"feed_forward.up": normal(case.feed_forward, HIDDEN, spread=0.2)}
         arrays |= {"feed_forward.down": normal(HIDDEN, case.feed_forward, spread=0.2)}
     if heads and case.scores == "large":
-        for name in arrays.keys() & {f"attention.{n}" for n in ("key", "persistent_keys", "distances", "shared_distances")}:
+        for name in arrays.keys() & {f"attention.{n}" for n in ("key", "persistent_keys", "distances")}:
             arrays[name] *= np.float32(3000)
     if heads and case.scores == "equal":  # every key is its bias, or zero
         arrays["attention.key"] *= 0
-    if shape.attended_zeros and heads:
+    if visibility.attended_zeros and heads:
         arrays |= {f"attention.zero_{name}": arrays.get(f"attention.{name}_bias", np.zeros(width, np.float32)) for name in ("key", "value")}
         arrays |= {f"attention.zero_{name}": arrays[f"attention.zero_{name}"].reshape(heads, dim) for name in ("key", "value")}
     return arrays
@@ -234,7 +233,7 @@ def stored(arrays: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
         return arrays
     result = dict(arrays)
     for name, w in arrays.items():
-        kind = name.split(".")[-1].removeprefix("shared_")
+        kind = name.split(".")[-1]
         if kind in (*MULTIPLIED, "persistent_values"):
             if dtype == "bfloat16":
                 result[name] = as_bfloat16(w)
@@ -274,7 +273,7 @@ def run_case(case: Case, names: Sequence[str], row_counts: Sequence[int] = ()) -
             gaps: dict[str, list[float]] = {"whole": [], "single rows": []}
             for rows in sorted({r for r in row_counts if r < case.rows} | {case.rows}):
                 gaps["whole"].append(difference(_whole(model, x[:rows]), exact[:rows]))
-                if rows * case.heads * case.shape.reach * case.head_dim * 8 > MOST_RING_BYTES:
+                if rows * case.heads * case.visibility.reach * case.head_dim * 8 > MOST_RING_BYTES:
                     continue
                 found, places = _singles(model, x, rows, case)
                 gaps["single rows"].append(difference(found, exact[places]))
@@ -309,7 +308,7 @@ def _whole(model: NativeModel, x: np.ndarray) -> np.ndarray:
 
 def _singles(model: NativeModel, x: np.ndarray, batch: int, case: Case) -> tuple[np.ndarray, np.ndarray]:
     """A row of each of `batch` sequences, which are the first rows of x at uneven lengths; those rows and their places in x."""
-    longest = min(len(x) - 1, case.shape.reach + 5, max(1, MOST_ROWS // batch))
+    longest = min(len(x) - 1, case.visibility.reach + 5, max(1, MOST_ROWS // batch))
     lengths = (longest - np.arange(batch) * 37) % (longest + 1)
     model.grow(batch)
     for slot in range(batch):

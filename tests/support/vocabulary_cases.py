@@ -7,13 +7,14 @@ the rule as in layer_cases.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from engine_kernels.native import ClusterShape, NativeModel
+from engine_kernels.native import NativeModel
+from engine_kernels.shapes import ClusterShape, EmbeddingShape, HeadShape
 from engine_kernels.testing import EPS, difference, tolerance
 from tests.oracle.vocabulary import log_softmax
 from tests.support.int8_weights import rounded
@@ -97,9 +98,10 @@ def _model(case: VocabularyCase, arrays: dict[str, np.ndarray], name: str) -> Na
         quantization = "int8" if case.dtype == "int8" else None
         model = NativeModel(case.hidden, "bfloat16" if case.dtype == "bfloat16" else "float32", 1, quantization)
     sizes = [case.words] + [case.tail] * (case.tail > 0)
-    inputs = [ClusterShape(i * case.words, size, case.hidden, case.words, False, False) for i, size in enumerate(sizes)]
-    outputs = [ClusterShape(i * case.words, size, case.hidden, case.words, False, case.tied and i == 0) for i, size in enumerate(sizes)]
-    model.set_vocabulary(inputs, outputs, arrays, clusters_read_hidden=True, final_norm_eps=None, embedding_scale=1.0)
+    clusters = tuple(ClusterShape(i * case.words, size, case.hidden, False, case.words) for i, size in enumerate(sizes))
+    head = (replace(clusters[0], tied=case.tied), *clusters[1:])
+    model.set_head(HeadShape(head, clusters_read_hidden=True), {name: w for name, w in arrays.items() if name.startswith("head.")})
+    model.set_embedding(EmbeddingShape(clusters), {name: w for name, w in arrays.items() if name.startswith("embedding.")})
     return model
 
 

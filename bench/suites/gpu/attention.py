@@ -190,7 +190,7 @@ def _dense(case: Case, dtype: torch.dtype) -> torch.Tensor:
     """All scores at once by scaled_dot_product_attention with the bias of every pair written out."""
     query, keys, values, undo = _joined(case, dtype)
     see, rows = case.see, query.shape[2]
-    place = torch.arange(see.reach + rows, device=query.device) - torch.arange(rows, device=query.device)[:, None] - 1 + see.first
+    place = torch.arange(see.reach + rows, device=query.device) - torch.arange(rows, device=query.device)[:, None] - 1 + see.first_distance
     scores = by_distance(case, dtype)
     bias = scores.gather(3, place.clamp(0, see.reach - 1).expand(*scores.shape[:3], -1))
     bias = bias.masked_fill((place < 0) | (place >= see.reach), -torch.inf)
@@ -203,7 +203,7 @@ def _flex(case: Case, *, compiled: bool) -> Callable[[], torch.Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     attend = torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
-    reach, first, context = case.see.reach, case.see.first, case.keys.shape[2]
+    reach, first, context = case.see.reach, case.see.first_distance, case.keys.shape[2]
 
     def work() -> torch.Tensor:
         query, keys, values, undo = _joined(case, case.query.dtype)

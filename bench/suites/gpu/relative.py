@@ -35,7 +35,9 @@ def gathered(case: Case, dtype: torch.dtype) -> torch.Tensor:
     """[B, H, T, W + T], the keys in order: the product by distance, gathered; 0 where a row does not see a key."""
     scores, see = by_distance(case, dtype), case.see
     rows = scores.shape[2]
-    place = torch.arange(see.reach + rows, device=scores.device) - torch.arange(rows, device=scores.device)[:, None] - 1 + see.first
+    place = (
+        torch.arange(see.reach + rows, device=scores.device) - torch.arange(rows, device=scores.device)[:, None] - 1 + see.first_distance
+    )
     found = scores.gather(3, place.clamp(0, see.reach - 1).expand(*scores.shape[:3], -1))
     return found.masked_fill((place < 0) | (place >= see.reach), 0.0)
 
@@ -44,7 +46,7 @@ def shifted(case: Case, dtype: torch.dtype) -> torch.Tensor:
     """The same by Transformer-XL's shift: zeros to the right, then rows of one number less (arXiv 1901.02860, appendix B)."""
     scores, see = by_distance(case, dtype), case.see
     rows, keys = scores.shape[2], see.reach + scores.shape[2]
-    left = 1 - see.first
+    left = 1 - see.first_distance
     wide = F.pad(scores, (left, keys - see.reach - left + 1))  # [B, H, T, keys + 1]
     return wide.flatten(2)[:, :, : rows * keys].unflatten(2, (rows, keys))
 

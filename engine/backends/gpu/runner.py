@@ -14,13 +14,14 @@ from engine.backends.gpu.recording import Results, recording
 from engine.backends.gpu.rows import Rows
 from engine.backends.gpu.vocabulary import GpuVocabulary
 from engine.backends.gpu.weights import Storage, stacked, tables_in
-from engine.backends.plan import LayerPlan, Stack
+from engine.backends.plan import Stack
 from engine.backends.runner import Batch, Folded, StepResult, position_rows
 from engine.backends.slots import Slots
 from engine.backends.torch.cache import Groups, Rings, Start
-from engine.backends.torch.runner import give_tap, start_of, tables_of, visibility
-from engine.backends.torch.vocabulary import TorchNextToken
+from engine.backends.torch.head import TorchNextToken
+from engine.backends.torch.runner import give_tap, start_of, tables_of
 from engine_kernels.gpu_ops import GpuKernels, Matrix, Norm
+from engine_kernels.shapes import LayerShape
 
 
 class GpuRunner:
@@ -42,7 +43,7 @@ class GpuRunner:
         self.layers = [
             GpuLayer(plan, *self._storage.layer(arrays), kernels) for plan, arrays in zip(stack.layers, folded.layers, strict=True)
         ]
-        self.vocabulary = GpuVocabulary(stack, *self._storage.vocabulary(stack, folded), folded.embedding_scale, kernels)
+        self.vocabulary = GpuVocabulary(stack, *self._storage.vocabulary(stack, folded), kernels)
         self._slots = Slots()
         self._rings = [Rings(layer.start, layer.capacity) if layer.start else None for layer in self.layers]
         self._steps: list[DecodeSteps] = []  # all that hold recordings
@@ -86,7 +87,7 @@ class GpuRunner:
                 inputs = self.vocabulary.inputs(ids, positions, types)
                 if batch.want == "next":
                     hidden, head = self._next(inputs, batch.slots, batch.starts)
-                    if len(self.stack.outputs) > 1:  # tails are asked for later, when another step may have written over the hidden rows
+                    if len(self.stack.head.clusters) > 1:  # tails are asked for later, when another step may have written over the hidden rows
                         hidden = hidden.clone()
                     return StepResult(next=TorchNextToken(self.vocabulary, hidden, head))
                 (hidden,) = self._decode(inputs, batch.slots, batch.starts)  # read to the end below, before any other step
@@ -95,7 +96,7 @@ class GpuRunner:
                 give_tap(batch, -1, hidden)
                 with self._around.launches.layers():
                     hidden = self._all_layers(hidden, Rows.of(batch, self.device, causal=self.stack.causal), batch)
-            return self.vocabulary.result(self.vocabulary.finish(hidden), batch, Groups(batch, self.device))
+            return self.vocabulary.result(self.vocabulary.final_norm(hidden), batch, Groups(batch, self.device))
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Kernels start on PyTorch's current device."""
@@ -125,7 +126,7 @@ class GpuRunner:
     def _to_next_token(self, inputs: torch.Tensor, rows: Rows) -> Results:
         """What TorchNextToken is made of: the last hidden states and the log-probabilities of the first cluster and the tails' entries."""
         (hidden,) = self._to_hidden(inputs, rows)
-        hidden = self.vocabulary.finish(hidden)
+        hidden = self.vocabulary.final_norm(hidden)
         return hidden, self.vocabulary.head_log_probs(hidden)
 
     def decode_step(self, rows: int) -> MidStreamStep:
@@ -172,7 +173,7 @@ class GpuRunner:
 class GpuLayer:
     """One layer: attention and an optional feed-forward, norms and residuals inside their kernels."""
 
-    def __init__(self, plan: LayerPlan, weights: dict[str, torch.Tensor], matrices: dict[str, Matrix], kernels: GpuKernels) -> None:
+    def __init__(self, plan: LayerShape, weights: dict[str, torch.Tensor], matrices: dict[str, Matrix], kernels: GpuKernels) -> None:
         """weights and matrices as Storage.layer has them."""
         self.plan = plan
         self.kernels = kernels
@@ -184,11 +185,11 @@ class GpuLayer:
         if plan.attention is not None:
             start = start_of(plan.attention, weights)
             self.start = start if isinstance(start, Start) else None
-            self.see = visibility(plan.attention)
+            self.see = plan.attention.visibility
             if self.start is not None:
                 self.bytes_of_a_ring = 2 * self.start.zero_key.nbytes * self.see.reach
             self.tables = tables_in(tables_of(plan.attention, weights), matrices)
-            self.capacity = self.see.reach + self.see.first  # a row's own key never displaces one it sees
+            self.capacity = self.see.reach + self.see.first_distance  # a row's own key never displaces one it sees
             self.qkv = stacked([matrices[f"attention.{name}"] for name in ("query", "key", "value")], plan.attention.heads)
             biases = [weights.get(f"attention.{name}_bias") for name in ("query", "key", "value")]
             self.qkv_bias = None if biases[0] is None else torch.stack([bias for bias in biases if bias is not None])

@@ -9,12 +9,13 @@ from engine.backends.gpu.rows import copied
 from engine.backends.plan import Stack
 from engine.backends.runner import Batch, StepResult
 from engine.backends.torch.cache import Groups
-from engine.backends.torch.vocabulary import TorchVocabulary
+from engine.backends.torch.embedding import TorchEmbedding
+from engine.backends.torch.head import TorchHead
 from engine_kernels.gpu_ops import GpuKernels, Matrix, Norm
 from engine_kernels.reference import layer_norm
 
 
-class GpuVocabulary(TorchVocabulary):
+class GpuVocabulary(TorchEmbedding, TorchHead):
     """The model's tensors outside the layers."""
 
     def __init__(
@@ -22,18 +23,18 @@ class GpuVocabulary(TorchVocabulary):
         stack: Stack,
         weights: dict[str, torch.Tensor],
         matrices: dict[str, Matrix],
-        embedding_scale: float,
         kernels: GpuKernels,
     ) -> None:
         """weights and matrices as Storage.vocabulary has them."""
-        super().__init__(stack, weights, embedding_scale)
+        TorchEmbedding.__init__(self, stack, weights)
+        TorchHead.__init__(self, stack, weights)
         self._matrices = matrices
         self.weight_bytes = sum(held.nbytes for held in (*weights.values(), *matrices.values()))
         self._kernels = kernels
         plan = stack.embedding
         added = [("embedding.positions", plan.positions), ("embedding.token_types", plan.token_types)]
         self._added = [name for name, rows in added if rows]  # tables whose rows are added to a token's
-        self._plain = len(stack.inputs) == 1 and not stack.inputs[0].projected
+        self._plain = len(plan.clusters) == 1 and not plan.clusters[0].projected
         self.indices = 1 + len(self._added) if self._plain else 0  # how many of a row `inputs` gives; 0: it gives hidden rows
 
     def embed(self, ids: np.ndarray, positions: np.ndarray | None, token_types: np.ndarray | None) -> torch.Tensor:
@@ -57,25 +58,25 @@ class GpuVocabulary(TorchVocabulary):
     def _read(self, ids: np.ndarray, positions: np.ndarray | None, token_types: np.ndarray | None) -> np.ndarray:
         """[indices, rows] int64: of the embedding, and of each table that is added to it."""
         read = [ids]
-        if self.stack.embedding.positions:
+        if self.embedding.positions:
             assert positions is not None  # runner.position_rows gives them
             read.append(positions)
-        if self.stack.embedding.token_types:
+        if self.embedding.token_types:
             read.append(np.zeros_like(ids) if token_types is None else token_types)
         return np.stack(read)
 
     def _looked_up(self, indices: list[torch.Tensor]) -> torch.Tensor:
         """[rows, hidden] float32 of one plain cluster."""
-        hidden = self.weights["embedding.0"][indices[0]].float() * self.embedding_scale
+        hidden = self.weights["embedding.0"][indices[0]].float() * self.embedding.scale
         for name, rows in zip(self._added, indices[1:], strict=True):
             hidden = hidden + self.weights[name][rows].float()
-        eps = self.stack.embedding.norm_eps
+        eps = self.embedding.norm_eps
         return hidden if eps is None else layer_norm(hidden, self.weights["embedding.norm"], self.weights["embedding.norm_bias"], eps)
 
     def _rows(self, tokens: np.ndarray) -> torch.Tensor:
         """[rows, hidden] float32; the host sorts tokens [rows] into clusters, so that nothing waits for the device."""
-        hidden = torch.empty((len(tokens), self.stack.hidden), device=self.device)
-        clusters = self.stack.inputs
+        hidden = torch.empty((len(tokens), self.hidden), device=self.device)
+        clusters = self.embedding.clusters
         inside = [np.flatnonzero((tokens >= c.start) & (tokens < c.start + c.size)) for c in clusters]
         words = [tokens[places] - cluster.start for places, cluster in zip(inside, clusters, strict=True)]
         there = copied([*inside, *words], self.device)
@@ -86,12 +87,12 @@ class GpuVocabulary(TorchVocabulary):
             rows = self.weights[f"embedding.{index}"][ids]
             if cluster.projected:
                 rows = self._kernels.project(rows, self._matrices[f"embedding.{index}.projection"])
-            hidden[places] = rows.float() * self.embedding_scale
+            hidden[places] = rows.float() * self.embedding.scale
         return hidden
 
-    def finish(self, hidden: torch.Tensor) -> torch.Tensor:
+    def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
         """The final norm, where the model has one."""
-        eps = self.stack.final_norm_eps
+        eps = self.head.final_norm_eps
         if eps is None:
             return hidden
         return self._kernels.normalise(hidden, Norm(self.weights["final_norm"], self.weights["final_norm_bias"], eps))
@@ -107,16 +108,16 @@ class GpuVocabulary(TorchVocabulary):
 
     def _nll(self, hidden: torch.Tensor, targets: np.ndarray) -> torch.Tensor:
         """[rows]: -log p(target); a tail is computed only for the rows whose target is in it."""
-        size = self.stack.outputs[0].size
+        size = self.head.clusters[0].size
         first = self._projected(hidden, 0)
         everything, logit = self._words(first, 0, np.where(targets < size, targets, -1))
-        tails = [np.flatnonzero((targets >= c.start) & (targets < c.start + c.size)) for c in self.stack.outputs[1:]]
+        tails = [np.flatnonzero((targets >= c.start) & (targets < c.start + c.size)) for c in self.head.clusters[1:]]
         if tails:
-            source = hidden if self.stack.clusters_read_hidden else first
+            source = hidden if self.head.clusters_read_hidden else first
             entries = self._linear(source, "head.clusters", "head.clusters_bias")  # [rows, tails]
             everything = torch.logaddexp(everything, torch.logsumexp(entries, dim=1))
         nll = everything - logit
-        for cluster, (plan, inside) in enumerate(zip(self.stack.outputs[1:], tails, strict=True), start=1):
+        for cluster, (plan, inside) in enumerate(zip(self.head.clusters[1:], tails, strict=True), start=1):
             if not len(inside):
                 continue
             rows = torch.from_numpy(inside).to(hidden.device)

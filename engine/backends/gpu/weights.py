@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.backends.fold import tied
 from engine.backends.plan import Stack
 from engine.backends.runner import Arrays, Folded
 from engine.backends.torch.runner import tensors_of
@@ -46,12 +45,12 @@ class Storage:
         The last weights of a model: all are there when it returns.
         """
         arrays = dict(folded.model)
-        names = [f"embedding.{c}.projection" for c in range(len(stack.inputs))] + ["head.clusters"]
+        names = [f"embedding.{c}.projection" for c in range(len(stack.embedding.clusters))] + ["head.clusters"]
         apart = {name: arrays.pop(name) for name in names if name in arrays}
         looked_up: Arrays = {}
-        for c in range(len(stack.outputs)):
+        for c, cluster in enumerate(stack.head.clusters):
             rows = arrays.pop(f"head.{c}")
-            (looked_up if tied(stack, folded, c) else apart)[f"head.{c}"] = rows
+            (looked_up if cluster.tied else apart)[f"head.{c}"] = rows
             if f"head.{c}.projection" in arrays:
                 apart[f"head.{c}.projection"] = arrays.pop(f"head.{c}.projection").T
         matrices: dict[str, Matrix] = dict(tensors_of(looked_up, self.dtype, self.device))

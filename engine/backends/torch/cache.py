@@ -77,7 +77,7 @@ class Past(Protocol):
     """What stands before the new rows of a layer."""
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, tables: Tables, see: Visibility
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, tables: Tables, visibility: Visibility
     ) -> torch.Tensor:
         """query, key, value [B, H, T, D] of a group's new rows → [B, H, T, D] float32."""
         ...
@@ -91,32 +91,38 @@ class Start:
     zero_value: torch.Tensor
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, tables: Tables, see: Visibility
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, tables: Tables, visibility: Visibility
     ) -> torch.Tensor:
-        shape = (group.batch, -1, see.reach, -1)
+        shape = (group.batch, -1, visibility.reach, -1)
         keys = torch.cat((self.zero_key[:, None].expand(shape), key.to(self.zero_key.dtype)), dim=2)
         values = torch.cat((self.zero_value[:, None].expand(shape), value.to(self.zero_value.dtype)), dim=2)
-        return reference.attend(query, keys, values, group.starts, tables, see)
+        return reference.attend(query, keys, values, group.starts, tables, visibility)
 
 
 @dataclass(frozen=True)
-class Whole:
+class Bidirectional:
     """Nothing stands before the new rows: they are whole sequences, and all of a sequence see each other. dtype: of keys and values."""
 
     dtype: torch.dtype
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, tables: Tables, see: Visibility
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, tables: Tables, visibility: Visibility
     ) -> torch.Tensor:
-        return reference.attend_whole(query, key.to(self.dtype), value.to(self.dtype))
+        return reference.attend_bidirectional(query, key.to(self.dtype), value.to(self.dtype))
 
 
-def _existing(see: Visibility, tables: Tables, group: Group) -> Visibility:
+def _existing(visibility: Visibility, tables: Tables, group: Group) -> Visibility:
     """The same, no farther than the group's streams go back: a model without a window has room for all its positions and uses a few."""
-    if see.attended_zeros or see.segment or see.first or tables.distances is not None or tables.spans is not None:
-        return see
-    reach = min(see.reach, group.end)
-    return replace(see, reach=reach, window=min(see.window, reach))
+    if (
+        visibility.attended_zeros
+        or visibility.segment
+        or visibility.first_distance
+        or tables.distances is not None
+        or tables.spans is not None
+    ):
+        return visibility
+    reach = min(visibility.reach, group.end)
+    return replace(visibility, reach=reach, window=min(visibility.window, reach))
 
 
 class Rings:
@@ -141,37 +147,37 @@ class Rings:
         self.values[slot] = self._start.zero_value[:, None]
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, tables: Tables, see: Visibility
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, tables: Tables, visibility: Visibility
     ) -> torch.Tensor:
         if group.length == 1:
-            return self._attend_one(query[:, :, 0], key, value, group, tables, see)[:, :, None]
-        size, near = see.reach, _existing(see, tables, group)
+            return self._attend_one(query[:, :, 0], key, value, group, tables, visibility)[:, :, None]
+        size, near = visibility.reach, _existing(visibility, tables, group)
         order = (group.starts[:, None] - near.reach + torch.arange(near.reach, device=key.device)) % size  # [B, W]: oldest first
         slots = group.slots[:, None]
         keys = torch.cat((self.keys.transpose(1, 2)[slots, order].transpose(1, 2), key.to(self.keys.dtype)), dim=2)
         values = torch.cat((self.values.transpose(1, 2)[slots, order].transpose(1, 2), value.to(self.values.dtype)), dim=2)
-        self._write(key, value, group, see)
+        self._write(key, value, group, visibility)
         return reference.attend(query, keys, values, group.starts, tables, near)
 
     def _attend_one(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, tables: Tables, see: Visibility
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: Group, tables: Tables, visibility: Visibility
     ) -> torch.Tensor:
         """query [B, H, D]; a row that does not see itself attends before its own key takes the place of the oldest."""
-        if see.first == 0:
-            self._write(key, value, group, see)
+        if visibility.first_distance == 0:
+            self._write(key, value, group, visibility)
         where = group.slots if group.adjacent is None else group.adjacent  # a range is a view, not a copy
-        near = _existing(see, tables, group)
+        near = _existing(visibility, tables, group)
         keys, values = self.keys[where][:, :, : near.reach], self.values[where][:, :, : near.reach]
         out = reference.attend_cached(query, keys, values, group.starts, tables, near)
-        if see.first == 1:
-            self._write(key, value, group, see)
+        if visibility.first_distance == 1:
+            self._write(key, value, group, visibility)
         return out
 
-    def _write(self, key: torch.Tensor, value: torch.Tensor, group: Group, see: Visibility) -> None:
+    def _write(self, key: torch.Tensor, value: torch.Tensor, group: Group, visibility: Visibility) -> None:
         """Put the last W of the new rows [B, H, T, D] where they belong."""
-        last = min(group.length, see.reach)
+        last = min(group.length, visibility.reach)
         steps = torch.arange(group.length - last, group.length, device=key.device)
-        order = (group.starts[:, None] + steps) % see.reach  # [B, last]
+        order = (group.starts[:, None] + steps) % visibility.reach  # [B, last]
         slots = group.slots[:, None]
         self.keys.transpose(1, 2)[slots, order] = key[:, :, -last:].transpose(1, 2).to(self.keys.dtype)
         self.values.transpose(1, 2)[slots, order] = value[:, :, -last:].transpose(1, 2).to(self.values.dtype)

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.backends.plan import AttentionPlan, LayerPlan, Stack
+from engine.backends.plan import Stack
 from engine.backends.runner import Batch, Folded, Limits, Runner, StepResult, fresh_batch, position_rows
 from engine.backends.slots import Slots
-from engine.backends.torch.cache import Groups, Past, Rings, Start, Tables, Whole
-from engine.backends.torch.vocabulary import TorchVocabulary
+from engine.backends.torch.cache import Bidirectional, Groups, Past, Rings, Start, Tables
+from engine.backends.torch.embedding import TorchEmbedding
+from engine.backends.torch.head import TorchHead
 from engine.errors import BackendUnavailable, Problem
 from engine_kernels import reference
-from engine_kernels.ops import AttentionTables, Visibility
+from engine_kernels.ops import AttentionTables
+from engine_kernels.shapes import AttentionShape, LayerShape
 
 IN_FLOAT32 = ("norm", "norm_bias", "content_bias", "position_bias")  # added or multiplied in float32 whatever the dtype
 
@@ -50,10 +52,11 @@ class TorchRunner:
         self.layers = [
             TorchLayer(plan, tensors_of(arrays, dtype, device)) for plan, arrays in zip(stack.layers, folded.layers, strict=True)
         ]
-        self.vocabulary = TorchVocabulary(stack, tensors_of(folded.model, dtype, device), folded.embedding_scale)
+        weights = tensors_of(folded.model, dtype, device)
+        self.embedding, self.head = TorchEmbedding(stack, weights), TorchHead(stack, weights)
         self._slots = Slots()
         self._starts = [layer.start for layer in self.layers]
-        self._rings = [Rings(layer.start, layer.see.reach) if isinstance(layer.start, Start) else None for layer in self.layers]
+        self._rings = [Rings(layer.start, layer.visibility.reach) if isinstance(layer.start, Start) else None for layer in self.layers]
 
     def open(self) -> int:
         slot = self._slots.open()
@@ -78,13 +81,13 @@ class TorchRunner:
                 self._slots.advance(batch)
             groups = Groups(batch, self.device)
             hidden = self._hidden(batch, groups, self._rings if self.stack.causal else self._starts)
-            return self.vocabulary.result(hidden, batch, groups)
+            return self.head.result(hidden, batch, groups)
 
     def forward(self, ids: torch.Tensor | np.ndarray) -> torch.Tensor:
         """log p(next | ids[:, :t+1]) [B, T, vocab] of streams from their start, differentiable in every weight; ids [B, T]."""
         batch = fresh_batch(np.asarray(ids))
         hidden = self._hidden(batch, Groups(batch, self.device), self._starts)
-        return self.vocabulary.log_probs(hidden).reshape(*ids.shape, self.stack.vocab)
+        return self.head.log_probs(hidden).reshape(*ids.shape, self.stack.vocab)
 
     def forward_whole(self, batch: Batch, head_factors: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
         """What a batch of whole sequences wants, hidden or logits, packed as in StepResult, differentiable in every weight.
@@ -93,18 +96,18 @@ class TorchRunner:
         """
         groups = Groups(batch, self.device)
         hidden = self._hidden(batch, groups, self._starts, head_factors)
-        return hidden if batch.want == "hidden" else self.vocabulary.logits(hidden, groups.first_rows)
+        return hidden if batch.want == "hidden" else self.head.logits(hidden, groups.first_rows)
 
     def _hidden(
         self, batch: Batch, groups: Groups, pasts: Sequence[Past | None], head_factors: Sequence[torch.Tensor] | None = None
     ) -> torch.Tensor:
         """The last hidden states [rows, hidden], after the final norm where the model has one."""
-        hidden = self.vocabulary.embed(batch.ids, position_rows(batch, self.stack.embedding), batch.token_types)
+        hidden = self.embedding.embed(batch.ids, position_rows(batch, self.stack.embedding), batch.token_types)
         give_tap(batch, -1, hidden)
         for index, (layer, past) in enumerate(zip(self.layers, pasts, strict=True)):
             hidden = layer(hidden, groups, past, None if head_factors is None else head_factors[index])
             give_tap(batch, index, hidden)
-        return self.vocabulary.finish(hidden)
+        return self.head.final_norm(hidden)
 
     def describe(self) -> dict[str, Any]:
         return {"operations": "engine_kernels.reference", "torch": torch.__version__, "threads": torch.get_num_threads()}
@@ -113,14 +116,14 @@ class TorchRunner:
 class TorchLayer:
     """One layer: attention and an optional feed-forward, each with its residual and its norm."""
 
-    def __init__(self, plan: LayerPlan, weights: dict[str, torch.Tensor]) -> None:
+    def __init__(self, plan: LayerShape, weights: dict[str, torch.Tensor]) -> None:
         self.plan = plan
         self.weights = weights
         self.activation = reference.ACTIVATIONS[plan.activation]
         self.start: Past | None = None  # a layer without heads keeps nothing
         if plan.attention is not None:
             self.start = start_of(plan.attention, weights)
-            self.see = visibility(plan.attention)
+            self.visibility = plan.attention.visibility
             self.tables = tables_of(plan.attention, weights)
 
     def __call__(self, hidden: torch.Tensor, groups: Groups, past: Past | None, head_factors: torch.Tensor | None = None) -> torch.Tensor:
@@ -140,7 +143,9 @@ class TorchLayer:
         if past is None:
             return torch.zeros_like(x) if bias is None else bias.float().expand_as(x)
         query, key, value = (self._heads(name, x) for name in ("query", "key", "value"))  # [rows, H, D]
-        parts = [past.attend(group.take(query), group.take(key), group.take(value), group, self.tables, self.see) for group in groups]
+        parts = [
+            past.attend(group.take(query), group.take(key), group.take(value), group, self.tables, self.visibility) for group in groups
+        ]
         mixed = groups.packed(parts)  # [rows, H · D]
         if head_factors is not None:
             mixed = (mixed.reshape(*query.shape) * head_factors[:, None]).flatten(1)
@@ -160,20 +165,16 @@ class TorchLayer:
         return reference.layer_norm(x, self.weights[name], self.weights[f"{name}_bias"], self.plan.norm_eps)
 
 
-def start_of(plan: AttentionPlan, weights: dict[str, torch.Tensor]) -> Past:
-    if not plan.causal:
-        return Whole(weights["attention.key"].dtype)
-    if plan.attended_zeros:
+def start_of(plan: AttentionShape, weights: dict[str, torch.Tensor]) -> Past:
+    if plan.visibility.bidirectional:
+        return Bidirectional(weights["attention.key"].dtype)
+    if plan.visibility.attended_zeros:
         return Start(weights["attention.zero_key"], weights["attention.zero_value"])
     zeros = weights["attention.key"].new_zeros((plan.heads, plan.head_dim))
     return Start(zeros, zeros)  # never visible, only there to be overwritten
 
 
-def visibility(plan: AttentionPlan) -> Visibility:
-    return Visibility(plan.window, plan.segment, plan.reach, plan.first_distance, plan.attended_zeros)
-
-
-def tables_of(plan: AttentionPlan, weights: dict[str, torch.Tensor]) -> Tables:
+def tables_of(plan: AttentionShape, weights: dict[str, torch.Tensor]) -> Tables:
     spans = None
     if plan.spans is not None:
         spans = torch.tensor(plan.spans, dtype=torch.float32, device=weights["attention.key"].device)

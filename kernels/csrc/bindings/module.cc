@@ -9,20 +9,20 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "bindings/argument.h"
+#include "bindings/fields.h"
 #include "bindings/kernel_error.h"
 #include "common/checks.h"
 #include "common/tensor_view.h"
 #include "cpu/all_finite.h"
-#include "cpu/ends.h"
+#include "cpu/embedding.h"
+#include "cpu/head.h"
 #include "cpu/isa.h"
 #include "cpu/panel_store.h"
 #include "cpu/stack.h"
-#include "cpu/vocabulary.h"
 
 namespace py = pybind11;
 namespace cpu = headcount::cpu;
@@ -68,15 +68,6 @@ class NamedArguments {
   std::vector<Argument<float>> buffers_;
 };
 
-using ClusterTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool, bool>;
-
-std::vector<cpu::Cluster> clusters_of(const std::vector<ClusterTuple>& tuples) {
-  std::vector<cpu::Cluster> clusters;
-  for (const auto& [start, size, width, entry, projected, tied] : tuples)
-    clusters.push_back({start, size, width, entry, projected, tied});
-  return clusters;
-}
-
 // Instruction set and operation → calls so far in this process; only those that were called.
 std::map<std::string, std::int64_t> call_counts() {
   std::map<std::string, std::int64_t> counts;
@@ -109,30 +100,27 @@ class NativeModel {
         stack_(hidden, matrix_kind_, compute_),
         process_(getpid()) {}
 
-  void add_layer(std::int64_t heads, std::int64_t head_dim, std::int64_t persistent, std::int64_t window,
-                 std::int64_t segment, std::int64_t reach, int first, bool attended_zeros, float ramp, bool both,
-                 std::int64_t feed_forward, int activation, bool norm_first, float norm_eps, const py::dict& arrays) {
+  void add_layer(const py::dict& shape, const py::dict& arrays) {
     const NamedArguments given(arrays);
-    const cpu::Visibility see{window, segment, reach, first, attended_zeros, ramp, both};
-    run([&] {
-      stack_.add_layer({heads, head_dim, persistent, feed_forward, static_cast<cpu::Activation>(activation), see,
-                        norm_first, norm_eps},
-                       given.arrays);
-    });
+    const auto layer = headcount::filled<cpu::LayerShape>(shape, "layer");
+    run([&] { stack_.add_layer(layer, given.arrays); });
   }
 
-  void set_vocabulary(const std::vector<ClusterTuple>& inputs, const std::vector<ClusterTuple>& outputs,
-                      bool clusters_read_hidden, std::optional<float> final_norm_eps, float embedding_scale,
-                      const py::dict& arrays) {
+  // Before the embedding, which reads what the two share from the head's panels.
+  void set_head(const py::dict& shape, const py::dict& arrays) {
     const NamedArguments given(arrays);
-    const cpu::VocabularyShape shape{hidden_,
-                                     clusters_of(inputs),
-                                     clusters_of(outputs),
-                                     clusters_read_hidden,
-                                     final_norm_eps.has_value(),
-                                     final_norm_eps.value_or(0.0f),
-                                     embedding_scale};
-    run([&] { vocabulary_ = std::make_unique<cpu::Vocabulary>(shape, kind_, matrix_kind_, given.arrays, compute_); });
+    const auto head = headcount::filled<cpu::HeadShape>(shape, "head");
+    check(embedding_ == nullptr, "model", "its head before its embedding", "one whose embedding is set");
+    run([&] { head_ = std::make_unique<cpu::Head>(head, hidden_, kind_, matrix_kind_, given.arrays, compute_); });
+  }
+
+  void set_embedding(const py::dict& shape, const py::dict& arrays) {
+    const NamedArguments given(arrays);
+    const auto embedding = headcount::filled<cpu::EmbeddingShape>(shape, "embedding");
+    run([&] {
+      embedding_ =
+          std::make_unique<cpu::Embedding>(embedding, hidden_, kind_, matrix_kind_, given.arrays, head(), compute_);
+    });
   }
 
   void grow(std::int64_t slots) {
@@ -143,16 +131,6 @@ class NativeModel {
     run([&] { stack_.restart(slot); });
   }
 
-  void set_ends(std::int64_t positions, std::int64_t token_types, std::optional<float> embedding_norm_eps,
-                std::optional<int> transform, float transform_eps, std::int64_t labels, std::optional<int> pooler,
-                const py::dict& arrays) {
-    const NamedArguments given(arrays);
-    const cpu::EndsShape shape{
-        hidden_,       positions, token_types,          embedding_norm_eps, activation_of(transform),
-        transform_eps, labels,    activation_of(pooler)};
-    run([&] { ends_ = std::make_unique<cpu::Ends>(shape, kind_, given.arrays, compute_); });
-  }
-
   void embed(const py::object& ids, const py::object& hidden, const py::object& positions,
              const py::object& token_types) {
     const Argument<std::int64_t> in(ids.ptr(), "ids", {-1});
@@ -161,27 +139,26 @@ class NativeModel {
     if (!positions.is_none()) places.emplace(positions.ptr(), "positions", std::vector<std::int64_t>{in.size(0)});
     if (!token_types.is_none()) types.emplace(token_types.ptr(), "token_types", std::vector<std::int64_t>{in.size(0)});
     run([&] {
-      vocabulary().embed(in.data(), in.size(0), out.data());
-      if (ends_ != nullptr)
-        ends_->add(out.data(), in.size(0), places ? places->data() : nullptr, types ? types->data() : nullptr);
+      embedding().embed(in.data(), in.size(0), places ? places->data() : nullptr, types ? types->data() : nullptr,
+                        out.data());
     });
   }
 
   void transform(const py::object& hidden) {
     const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_}, true);
-    run([&] { ends().transform(rows.data(), rows.size(0)); });
+    run([&] { head().transform(rows.data(), rows.size(0)); });
   }
 
   void labels(const py::object& hidden, const py::object& out) {
     const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_});
-    const Argument<float> result(out.ptr(), "out", {rows.size(0), ends().shape().labels}, true);
-    run([&] { ends().labels(rows.data(), rows.size(0), result.data()); });
+    const Argument<float> result(out.ptr(), "out", {rows.size(0), head().shape().labels}, true);
+    run([&] { head().labels(rows.data(), rows.size(0), result.data()); });
   }
 
   void logits(const py::object& hidden, const py::object& out) {
     const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_});
-    const Argument<float> result(out.ptr(), "out", {rows.size(0), vocabulary().words()}, true);
-    run([&] { vocabulary().logits(rows.data(), rows.size(0), result.data()); });
+    const Argument<float> result(out.ptr(), "out", {rows.size(0), head().words()}, true);
+    run([&] { head().logits(rows.data(), rows.size(0), result.data()); });
   }
 
   void step(const py::object& hidden, const py::object& slots, const py::object& starts, const py::object& lengths,
@@ -199,28 +176,28 @@ class NativeModel {
     });
   }
 
-  void finish(const py::object& hidden) {
+  void final_norm(const py::object& hidden) {
     const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_}, true);
-    run([&] { vocabulary().finish(rows.data(), rows.size(0)); });
+    run([&] { head().final_norm(rows.data(), rows.size(0)); });
   }
 
   void head_log_probs(const py::object& hidden, const py::object& out) {
     const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_});
-    const Argument<float> result(out.ptr(), "out", {rows.size(0), vocabulary().head_width()}, true);
-    run([&] { vocabulary().head_log_probs(rows.data(), rows.size(0), result.data()); });
+    const Argument<float> result(out.ptr(), "out", {rows.size(0), head().head_width()}, true);
+    run([&] { head().head_log_probs(rows.data(), rows.size(0), result.data()); });
   }
 
   void tail_log_probs(const py::object& hidden, std::int64_t cluster, const py::object& out) {
     const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_});
-    const Argument<float> result(out.ptr(), "out", {rows.size(0), vocabulary().tail_width(cluster)}, true);
-    run([&] { vocabulary().tail_log_probs(rows.data(), rows.size(0), cluster, result.data()); });
+    const Argument<float> result(out.ptr(), "out", {rows.size(0), head().tail_width(cluster)}, true);
+    run([&] { head().tail_log_probs(rows.data(), rows.size(0), cluster, result.data()); });
   }
 
   void target_nll(const py::object& hidden, const py::object& targets, const py::object& out) {
     const Argument<float> rows(hidden.ptr(), "hidden", {-1, hidden_});
     const Argument<std::int64_t> wanted(targets.ptr(), "targets", {rows.size(0)});
     const Argument<float> result(out.ptr(), "out", {rows.size(0)}, true);
-    run([&] { vocabulary().target_nll(rows.data(), rows.size(0), wanted.data(), result.data()); });
+    run([&] { head().target_nll(rows.data(), rows.size(0), wanted.data(), result.data()); });
   }
 
   std::string instruction_set() const { return compute_.kernels.name; }
@@ -232,8 +209,8 @@ class NativeModel {
     run([&] {
       std::vector<const cpu::Panels*> parts;
       stack_.list_panels(parts);
-      if (vocabulary_ != nullptr) parts.push_back(&vocabulary_->memory());
-      if (ends_ != nullptr) parts.push_back(&ends_->memory());
+      if (head_ != nullptr) parts.push_back(&head_->memory());
+      if (embedding_ != nullptr) parts.push_back(&embedding_->memory());
       bytes = cpu::count_bytes(parts);
     });
     return {bytes.held, bytes.shared};
@@ -246,21 +223,14 @@ class NativeModel {
     return dtype == 0 ? cpu::Kind::float32 : cpu::Kind::bfloat16;
   }
 
-  static std::optional<cpu::Activation> activation_of(std::optional<int> code) {
-    if (!code) return std::nullopt;
-    check(*code >= 0 && *code < static_cast<int>(cpu::Activation::count), "activation", "the code of one",
-          std::to_string(*code));
-    return static_cast<cpu::Activation>(*code);
+  cpu::Embedding& embedding() const {
+    check(embedding_ != nullptr, "model", "one whose embedding is set", "one without");
+    return *embedding_;
   }
 
-  cpu::Ends& ends() const {
-    check(ends_ != nullptr, "model", "one whose ends are set", "one without");
-    return *ends_;
-  }
-
-  cpu::Vocabulary& vocabulary() const {
-    check(vocabulary_ != nullptr, "model", "one whose vocabulary is set", "one without");
-    return *vocabulary_;
+  cpu::Head& head() const {
+    check(head_ != nullptr, "model", "one whose head is set", "one without");
+    return *head_;
   }
 
   // A forked child has neither the pool's threads nor, perhaps, a lock that is free.
@@ -276,8 +246,8 @@ class NativeModel {
   const cpu::Kind kind_, matrix_kind_;  // of rows that are looked up; of what is only multiplied with
   cpu::Compute compute_;
   cpu::Stack stack_;
-  std::unique_ptr<cpu::Vocabulary> vocabulary_;
-  std::unique_ptr<cpu::Ends> ends_;
+  std::unique_ptr<cpu::Head> head_;
+  std::unique_ptr<cpu::Embedding> embedding_;  // reads the head's panels
   std::mutex mutex_;
   const pid_t process_;
 };
@@ -297,25 +267,19 @@ PYBIND11_MODULE(_native, module) {
   py::class_<NativeModel>(module, "NativeModel", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
       .def(py::init<std::int64_t, int, bool, int>(), py::arg("hidden"), py::arg("dtype"), py::arg("int8"),
            py::arg("threads"))
-      .def("add_layer", &NativeModel::add_layer, py::kw_only(), py::arg("heads"), py::arg("head_dim"),
-           py::arg("persistent"), py::arg("window"), py::arg("segment"), py::arg("reach"), py::arg("first"),
-           py::arg("attended_zeros"), py::arg("ramp"), py::arg("both"), py::arg("feed_forward"), py::arg("activation"),
-           py::arg("norm_first"), py::arg("norm_eps"), py::arg("arrays"))
-      .def("set_vocabulary", &NativeModel::set_vocabulary, py::kw_only(), py::arg("inputs"), py::arg("outputs"),
-           py::arg("clusters_read_hidden"), py::arg("final_norm_eps"), py::arg("embedding_scale"), py::arg("arrays"))
+      .def("add_layer", &NativeModel::add_layer, py::arg("shape"), py::arg("arrays"))
+      .def("set_head", &NativeModel::set_head, py::arg("shape"), py::arg("arrays"))
+      .def("set_embedding", &NativeModel::set_embedding, py::arg("shape"), py::arg("arrays"))
       .def("grow", &NativeModel::grow, py::arg("slots"))
       .def("restart", &NativeModel::restart, py::arg("slot"))
       .def("embed", &NativeModel::embed, py::arg("ids"), py::arg("hidden"), py::arg("positions"),
            py::arg("token_types"))
-      .def("set_ends", &NativeModel::set_ends, py::kw_only(), py::arg("positions"), py::arg("token_types"),
-           py::arg("embedding_norm_eps"), py::arg("transform"), py::arg("transform_eps"), py::arg("labels"),
-           py::arg("pooler"), py::arg("arrays"))
       .def("transform", &NativeModel::transform, py::arg("hidden"))
       .def("labels", &NativeModel::labels, py::arg("hidden"), py::arg("out"))
       .def("logits", &NativeModel::logits, py::arg("hidden"), py::arg("out"))
       .def("step", &NativeModel::step, py::arg("hidden"), py::arg("slots"), py::arg("starts"), py::arg("lengths"),
            py::arg("taps"))
-      .def("finish", &NativeModel::finish, py::arg("hidden"))
+      .def("final_norm", &NativeModel::final_norm, py::arg("hidden"))
       .def("head_log_probs", &NativeModel::head_log_probs, py::arg("hidden"), py::arg("out"))
       .def("tail_log_probs", &NativeModel::tail_log_probs, py::arg("hidden"), py::arg("cluster"), py::arg("out"))
       .def("target_nll", &NativeModel::target_nll, py::arg("hidden"), py::arg("targets"), py::arg("out"))

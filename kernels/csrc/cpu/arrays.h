@@ -36,7 +36,7 @@ class Arrays {
 
   bool has(const std::string& name) const { return arrays_.count(name) != 0; }
 
-  // An array nobody asked for is a mistake of the caller's.
+  // Throws CheckError for an array that was never asked for: a mistake of the caller's.
   void check_all_used() const {
     for (const auto& [name, array] : arrays_)
       check(used_.count(name) != 0, name.c_str(), "no such array here", text(array.shape));

@@ -48,7 +48,7 @@ constexpr std::int64_t narrowed_levels(std::int64_t k) {
 }
 
 // gelu: x · Φ(x); gelu_tanh: its approximation by tanh; quick_gelu: x · sigmoid(1.702 x); silu: x · sigmoid(x).
-enum class Activation : int { none, relu, gelu, gelu_tanh, quick_gelu, silu, tanh, count };
+enum class Activation : int { none, relu, gelu, gelu_tanh, quick_gelu, silu, tanh };
 
 // y[r, i] = residual[r, i] + activation(Σ_k x[r, k] · W[i, k] + bias[i]); x [rows, k] with row stride ldx, y and
 // residual with row stride ldy.
@@ -67,22 +67,31 @@ struct Linear {
 
 // The constants of one head of a layer.
 struct HeadTables {
-  Packed persistent_keys;      // [N, D]
-  Packed persistent_values;    // [D, N]: transposed, already × √N
-  Packed distances;            // [W, D], FARTHEST FIRST: row c is distance first + W - 1 - c; n = 0 where there is none
+  Packed persistent_keys;    // [N, D]
+  Packed persistent_values;  // [D, N]: transposed, already × √N
+  Packed distances;  // [W, D], FARTHEST FIRST: row c is distance first_distance + W - 1 - c; n = 0 where there is none
   const float* content_bias;   // [D] or null
   const float* position_bias;  // [D] or null
-  float span;                  // adaptive span in tokens; used where ramp > 0
+  float span, span_ramp;       // adaptive span in tokens; span_ramp 0 = none
 };
 
-// Which keys a row sees, as in engine_kernels/ops.py Visibility; ramp 0 = no adaptive span. both: every key of its
-// sequence, before and behind it (encoders); reach is 0 then, and there is no relative term.
+// Which keys a row sees, as engine_kernels/ops.py Visibility. bidirectional: every key of its sequence, before and
+// behind it (encoders); reach is 0 then, and there is no relative term.
 struct Visibility {
   std::int64_t window, segment, reach;
-  int first;
+  int first_distance;
   bool attended_zeros;
-  float ramp;
-  bool both = false;
+  bool bidirectional = false;
+
+  template <typename Visit>
+  void each_field(const Visit& visit) {
+    visit("window", window);
+    visit("segment", segment);
+    visit("reach", reach);
+    visit("first_distance", first_distance);
+    visit("attended_zeros", attended_zeros);
+    visit("bidirectional", bidirectional);
+  }
 };
 
 // Prefill: `rows` ≤ query_rows consecutive rows of one sequence and one head, one softmax over their visible keys and
@@ -93,7 +102,7 @@ struct AttendRows {
   std::int64_t rows;
   std::int64_t head_dim;
   const HeadTables* head;
-  const Visibility* see;
+  const Visibility* visibility;
   // The sequence's W + T keys in order of position, float32 panels [panels(W + T)][D][16]: key W + i is new row i.
   const float* keys;
   const float* values;    // [W + T, D], row stride D
@@ -102,7 +111,7 @@ struct AttendRows {
   float* out;             // [rows, D], row stride ldo
   std::int64_t ldo;
   float* scratch;          // attend_rows_scratch(head_dim, reach, persistent) floats, 64-byte aligned
-  std::int64_t count = 0;  // T; read only where see->both
+  std::int64_t count = 0;  // T; read only where visibility->bidirectional
 };
 
 // Decode, shared part: all B rows of the batch for one head against persistent vectors [begin, end) (multiples of 16,
@@ -125,7 +134,7 @@ struct AttendRing {
   const float* query;  // [D]
   std::int64_t head_dim;
   const HeadTables* head;
-  const Visibility* see;
+  const Visibility* visibility;
   const float* keys;    // ring, float32 panels [panels(W)][D][16]: slot p mod W holds position p
   const float* values;  // [W, D]
   std::int64_t position;

@@ -14,29 +14,34 @@ void check_shape(const LayerShape& shape) {
   const auto at_least = [](const char* name, std::int64_t value, std::int64_t least) {
     check(value >= least, name, "at least " + std::to_string(least), std::to_string(value));
   };
-  at_least("heads", shape.heads, 0);
   at_least("feed_forward", shape.feed_forward, 0);
-  const int activation = static_cast<int>(shape.activation);
-  check(activation >= 0 && activation < static_cast<int>(Activation::count), "activation", "the code of one",
-        std::to_string(activation));
-  if (shape.heads == 0) return;
-  at_least("head_dim", shape.head_dim, 1);
-  at_least("persistent", shape.persistent, 0);
-  at_least("window", shape.see.window, 0);
-  at_least("segment", shape.see.segment, 0);
-  at_least("reach", shape.see.reach, shape.see.both ? 0 : 1);
-  check(!shape.see.both || shape.see.reach == 0, "reach", "0 where rows see both ways",
-        std::to_string(shape.see.reach));
-  check(shape.see.first == 0 || shape.see.first == 1, "first", "0 or 1", std::to_string(shape.see.first));
+  if (!shape.attention) return;
+  const AttentionShape& attention = *shape.attention;
+  const Visibility& visibility = attention.visibility;
+  at_least("heads", attention.heads, 1);
+  at_least("head_dim", attention.head_dim, 1);
+  at_least("persistent", attention.persistent, 0);
+  at_least("window", visibility.window, 0);
+  at_least("segment", visibility.segment, 0);
+  at_least("reach", visibility.reach, visibility.bidirectional ? 0 : 1);
+  check(!visibility.bidirectional || visibility.reach == 0, "reach", "0 where attention is bidirectional",
+        std::to_string(visibility.reach));
+  check(visibility.first_distance == 0 || visibility.first_distance == 1, "first_distance", "0 or 1",
+        std::to_string(visibility.first_distance));
+  if (!attention.spans) return;
+  check(static_cast<std::int64_t>(attention.spans->size()) == attention.heads, "spans",
+        "one for each of " + std::to_string(attention.heads) + " heads", std::to_string(attention.spans->size()));
+  check(attention.span_ramp > 0, "span_ramp", "above 0 where there are spans", std::to_string(attention.span_ramp));
 }
 
 }  // namespace
 
-Layer::Layer(const LayerShape& shape, std::int64_t hidden, Kind kind, const Arrays& arrays, Pool& pool) : shape(shape) {
+Layer::Layer(const LayerShape& shape, std::int64_t hidden, Kind kind, const Arrays& arrays, Pool& pool)
+    : shape(shape), attention(shape.attention.value_or(AttentionShape{})) {
   check_shape(shape);
   attention_norm = norm(arrays, "attention_norm", hidden);
   output_bias = copied(arrays.find("attention.output_bias", {hidden}), hidden);
-  if (shape.heads > 0) pack_attention(hidden, kind, arrays, pool);
+  if (shape.attention) pack_attention(hidden, kind, arrays, pool);
   if (shape.feed_forward > 0) {
     const std::int64_t width = shape.feed_forward;
     feed_forward_norm = norm(arrays, "feed_forward_norm", hidden);
@@ -49,15 +54,15 @@ Layer::Layer(const LayerShape& shape, std::int64_t hidden, Kind kind, const Arra
 }
 
 void Layer::pack_attention(std::int64_t hidden, Kind kind, const Arrays& arrays, Pool& pool) {
-  const bool whole_panels = shape.head_dim % panel_width == 0;
+  const bool whole_panels = attention.head_dim % panel_width == 0;
   std::vector<float> joined;
   for (const char* part : {"query", "key", "value"}) {
     const std::string name = std::string("attention.") + part;
     const float* rows = arrays.get(name, {width(), hidden});
     if (whole_panels)
-      for (std::int64_t head = 0; head < shape.heads; ++head)
-        qkv.push_back(
-            memory.add(pack(rows + head * shape.head_dim * hidden, shape.head_dim, hidden, hidden, 1, kind, pool)));
+      for (std::int64_t head = 0; head < attention.heads; ++head)
+        qkv.push_back(memory.add(
+            pack(rows + head * attention.head_dim * hidden, attention.head_dim, hidden, hidden, 1, kind, pool)));
     else
       joined.insert(joined.end(), rows, rows + width() * hidden);
     if (!arrays.has(name + "_bias")) continue;
@@ -68,36 +73,34 @@ void Layer::pack_attention(std::int64_t hidden, Kind kind, const Arrays& arrays,
   check(qkv_bias.empty() || static_cast<std::int64_t>(qkv_bias.size()) == 3 * width(), "attention.query_bias",
         "query, key and value biases, or none", "some of them");
   output = memory.add(pack(arrays.get("attention.output", {hidden, width()}), hidden, width(), width(), 1, kind, pool));
-  if (shape.see.attended_zeros) {
-    zero_key = copied(arrays.get("attention.zero_key", {shape.heads, shape.head_dim}), width());
-    zero_value = copied(arrays.get("attention.zero_value", {shape.heads, shape.head_dim}), width());
+  if (attention.visibility.attended_zeros) {
+    zero_key = copied(arrays.get("attention.zero_key", {attention.heads, attention.head_dim}), width());
+    zero_value = copied(arrays.get("attention.zero_value", {attention.heads, attention.head_dim}), width());
   }
   pack_heads(kind, arrays, pool);
 }
 
 void Layer::pack_heads(Kind kind, const Arrays& arrays, Pool& pool) {
-  const std::int64_t depth = shape.head_dim, count = shape.persistent, reach = shape.see.reach;
-  const float *keys = nullptr, *values = nullptr, *spans = nullptr;
+  const std::int64_t depth = attention.head_dim, count = attention.persistent, reach = attention.visibility.reach;
+  const float *keys = nullptr, *values = nullptr;
   if (count > 0) {
-    keys = arrays.get("attention.persistent_keys", {shape.heads, count, depth});
-    values = arrays.get("attention.persistent_values", {shape.heads, count, depth});
+    keys = arrays.get("attention.persistent_keys", {attention.heads, count, depth});
+    values = arrays.get("attention.persistent_values", {attention.heads, count, depth});
   }
-  if (shape.see.ramp > 0) spans = arrays.get("spans", {shape.heads});
-  content_bias_ = copied(arrays.find("attention.content_bias", {shape.heads, depth}), width());
-  position_bias_ = copied(arrays.find("attention.position_bias", {shape.heads, depth}), width());
+  content_bias_ = copied(arrays.find("attention.content_bias", {attention.heads, depth}), width());
+  position_bias_ = copied(arrays.find("attention.position_bias", {attention.heads, depth}), width());
   const auto distances = [&](const float* nearest_first) {
     return memory.add(pack(nearest_first + (reach - 1) * depth, reach, depth, -depth, 1, kind, pool));
   };
   const Packed none{nullptr, nullptr, 0, depth, kind};
   const float* own_distances = nullptr;
   Packed shared = none;
-  if (arrays.has("attention.shared_distances"))
-    shared = distances(arrays.get("attention.shared_distances", {1, reach, depth}));
-  else
-    own_distances = arrays.find("attention.distances", {shape.heads, reach, depth});
+  if (attention.relative == Relative::shared) shared = distances(arrays.get("attention.distances", {1, reach, depth}));
+  if (attention.relative == Relative::per_head)
+    own_distances = arrays.get("attention.distances", {attention.heads, reach, depth});
 
-  for (std::int64_t head = 0; head < shape.heads; ++head) {
-    HeadTables tables{none, Packed{nullptr, nullptr, depth, 0, kind}, shared, nullptr, nullptr, 0.0f};
+  for (std::int64_t head = 0; head < attention.heads; ++head) {
+    HeadTables tables{none, Packed{nullptr, nullptr, depth, 0, kind}, shared, nullptr, nullptr, 0.0f, 0.0f};
     if (count > 0) {
       const std::int64_t at = head * count * depth;
       tables.persistent_keys = memory.add(pack(keys + at, count, depth, depth, 1, kind, pool));
@@ -106,7 +109,10 @@ void Layer::pack_heads(Kind kind, const Arrays& arrays, Pool& pool) {
     if (own_distances != nullptr) tables.distances = distances(own_distances + head * reach * depth);
     if (!content_bias_.empty()) tables.content_bias = content_bias_.data() + head * depth;
     if (!position_bias_.empty()) tables.position_bias = position_bias_.data() + head * depth;
-    if (spans != nullptr) tables.span = spans[head];
+    if (attention.spans) {
+      tables.span = (*attention.spans)[head];
+      tables.span_ramp = attention.span_ramp;
+    }
     heads.push_back(tables);
   }
 }

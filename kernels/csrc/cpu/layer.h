@@ -2,24 +2,51 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "cpu/arrays.h"
+#include "cpu/enum_names.h"
 #include "cpu/kernels.h"
 #include "cpu/panel_store.h"
 
 namespace headcount::cpu {
 
-// The integers of engine/backends/plan.py LayerPlan; heads 0 = no attention, feed_forward 0 = none.
+// What a layer is, by the names of engine_kernels/shapes.py: the binding fills a shape through its each_field.
+struct AttentionShape {
+  std::int64_t heads, head_dim, persistent;
+  Visibility visibility;
+  Relative relative;  // rows by distance: a table of each head's own, or one for all
+  std::optional<std::vector<float>> spans;
+  float span_ramp;  // where there are spans
+
+  template <typename Visit>
+  void each_field(const Visit& visit) {
+    visit("heads", heads);
+    visit("head_dim", head_dim);
+    visit("persistent", persistent);
+    visit("visibility", visibility);
+    visit("relative", relative);
+    visit("spans", spans);
+    visit("span_ramp", span_ramp);
+  }
+};
+
 struct LayerShape {
-  std::int64_t heads;
-  std::int64_t head_dim;
-  std::int64_t persistent;
-  std::int64_t feed_forward;
-  Activation activation;  // of the feed-forward
-  Visibility see;
+  std::optional<AttentionShape> attention;  // with at least one head
+  std::int64_t feed_forward;                // its width, 0 = none
+  Activation activation;                    // of the feed-forward
   bool norm_first;
   float norm_eps;
+
+  template <typename Visit>
+  void each_field(const Visit& visit) {
+    visit("attention", attention);
+    visit("feed_forward", feed_forward);
+    visit("activation", activation);
+    visit("norm_first", norm_first);
+    visit("norm_eps", norm_eps);
+  }
 };
 
 struct Norm {
@@ -27,13 +54,13 @@ struct Norm {
 };
 
 struct Layer {
-  // Arrays by the names of engine/backends/runner.py Folded; `spans` [heads] where see.ramp > 0. Nothing of them is
-  // kept.
+  // Arrays by the names of engine/backends/runner.py Folded. Nothing of them is kept.
   Layer(const LayerShape& shape, std::int64_t hidden, Kind kind, const Arrays& arrays, Pool& pool);
 
-  std::int64_t width() const { return shape.heads * shape.head_dim; }
+  std::int64_t width() const { return attention.heads * attention.head_dim; }
 
   LayerShape shape;
+  AttentionShape attention;  // the shape's, or one of 0 heads
   Norm attention_norm, feed_forward_norm;
   // [D, hidden] of each head: the queries' of all heads, the keys', the values', so that one pass over x gives all
   // three; where a head does not fill whole panels, one matrix [3 · H · D, hidden].

@@ -1,10 +1,10 @@
-// The output side of the vocabulary: whole log-softmaxes, or the target's log-probability alone.
+// The vocabulary of a head: whole log-softmaxes, or the target's log-probability alone.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
 
-#include "cpu/vocabulary.h"
+#include "cpu/head.h"
 
 namespace headcount::cpu {
 namespace {
@@ -17,25 +17,25 @@ std::int64_t pieces(std::int64_t whole, std::int64_t piece) { return (whole + pi
 }  // namespace
 
 // hidden [rows, hidden] → [rows, width of the cluster]; hidden itself where nothing projects it.
-const float* Vocabulary::projected(const float* hidden, std::int64_t rows, std::int64_t cluster) {
-  if (!shape_.outputs[cluster].projected) return hidden;
-  const Packed w = outputs_[cluster].projection;
+const float* Head::projected(const float* hidden, std::int64_t rows, std::int64_t cluster) {
+  if (!shape_.clusters[cluster].projected) return hidden;
+  const Packed w = clusters_[cluster].projection;
   float* y = projected_.need(rows * w.n);
-  compute_.linear({hidden, shape_.hidden, rows, &w, nullptr, nullptr, y, w.n, Activation::none});
+  compute_.linear({hidden, hidden_, rows, &w, nullptr, nullptr, y, w.n, Activation::none});
   return y;
 }
 
-void Vocabulary::logits(const float* hidden, std::int64_t rows, float* out) {
-  const Packed words = outputs_[0].rows;
-  compute_.linear({projected(hidden, rows, 0), words.k, rows, &words, data_or_null(outputs_[0].bias), nullptr, out,
+void Head::logits(const float* hidden, std::int64_t rows, float* out) {
+  const Packed words = clusters_[0].rows;
+  compute_.linear({projected(hidden, rows, 0), words.k, rows, &words, data_or_null(clusters_[0].bias), nullptr, out,
                    words.n, Activation::none});
 }
 
-void Vocabulary::head_log_probs(const float* hidden, std::int64_t rows, float* out) {
+void Head::head_log_probs(const float* hidden, std::int64_t rows, float* out) {
   const float* first = projected(hidden, rows, 0);
-  const Packed words = outputs_[0].rows;
+  const Packed words = clusters_[0].rows;
   compute_.linear(
-      {first, words.k, rows, &words, data_or_null(outputs_[0].bias), nullptr, out, head_width(), Activation::none});
+      {first, words.k, rows, &words, data_or_null(clusters_[0].bias), nullptr, out, head_width(), Activation::none});
   if (tails() > 0) {
     const Packed entries = entries_;
     const float* x = shape_.clusters_read_hidden ? hidden : first;
@@ -45,19 +45,19 @@ void Vocabulary::head_log_probs(const float* hidden, std::int64_t rows, float* o
   compute_.log_softmax(out, rows, head_width());
 }
 
-void Vocabulary::tail_log_probs(const float* hidden, std::int64_t rows, std::int64_t cluster, float* out) {
+void Head::tail_log_probs(const float* hidden, std::int64_t rows, std::int64_t cluster, float* out) {
   const std::int64_t width = tail_width(cluster);
   const float* x = projected(hidden, rows, cluster);
-  const Packed words = outputs_[cluster].rows;
+  const Packed words = clusters_[cluster].rows;
   compute_.linear(
-      {x, words.k, rows, &words, data_or_null(outputs_[cluster].bias), nullptr, out, width, Activation::none});
+      {x, words.k, rows, &words, data_or_null(clusters_[cluster].bias), nullptr, out, width, Activation::none});
   compute_.log_softmax(out, rows, width);
 }
 
 // For logits = x · Wᵀ + bias: mass[2 · row], mass[2 · row + 1] = their maximum and Σ exp(logit - maximum);
 // logits[row] = the one of column wanted[row], untouched where that is not a column.
-void Vocabulary::log_mass(const Packed& w, const float* bias, const float* x, std::int64_t rows,
-                          const std::int64_t* wanted, float* mass, float* logits) {
+void Head::log_mass(const Packed& w, const float* bias, const float* x, std::int64_t rows, const std::int64_t* wanted,
+                    float* mass, float* logits) {
   const std::int64_t blocks = pieces(w.n, chunk_columns), chunks = blocks * pieces(rows, chunk_rows);
   float* partials = partials_.need(2 * rows * blocks);
   float* scratch = compute_.for_threads(chunk_rows * chunk_columns);
@@ -94,36 +94,36 @@ void Vocabulary::log_mass(const Packed& w, const float* bias, const float* x, st
   }
 }
 
-// members_ = the rows whose target is in output cluster c, or, for the first, in any; their hidden states side by side.
-const float* Vocabulary::choose(const float* hidden, std::int64_t rows, const std::int64_t* targets, std::int64_t c) {
-  const Cluster& cluster = shape_.outputs[c];
+// members_ = the rows whose target is in cluster c, or, for the first, in any; their hidden states side by side.
+const float* Head::choose(const float* hidden, std::int64_t rows, const std::int64_t* targets, std::int64_t c) {
+  const ClusterShape& cluster = shape_.clusters[c];
   const std::int64_t stop = c == 0 ? size() : cluster.start + cluster.size;
   members_.clear();
   for (std::int64_t row = 0; row < rows; ++row)
     if (targets[row] >= cluster.start && targets[row] < stop) members_.push_back(row);
-  float* x = chosen_.need(static_cast<std::int64_t>(members_.size()) * shape_.hidden);
+  float* x = chosen_.need(static_cast<std::int64_t>(members_.size()) * hidden_);
   for (std::size_t m = 0; m < members_.size(); ++m)
-    std::copy_n(hidden + members_[m] * shape_.hidden, shape_.hidden, x + m * shape_.hidden);
+    std::copy_n(hidden + members_[m] * hidden_, hidden_, x + m * hidden_);
   return x;
 }
 
 // The column of the tails' entries that leads to a target, -1 for a word of the first cluster.
-std::int64_t Vocabulary::entry_column(std::int64_t target) const {
+std::int64_t Head::entry_column(std::int64_t target) const {
   std::int64_t c = tails();
-  while (target < shape_.outputs[c].start) --c;
-  return c == 0 ? -1 : shape_.outputs[c].entry - shape_.outputs[0].size;
+  while (target < shape_.clusters[c].start) --c;
+  return c == 0 ? -1 : shape_.clusters[c].entry - shape_.clusters[0].size;
 }
 
 // -log p within cluster c of the chosen rows, the entries counting as words of the first; masses and logits as
 // log_mass.
-void Vocabulary::add_nll(const float* x, const std::int64_t* targets, std::int64_t c, float* out) {
+void Head::add_nll(const float* x, const std::int64_t* targets, std::int64_t c, float* out) {
   const auto count = static_cast<std::int64_t>(members_.size());
   float* mass = results_.need(5 * count);
   float *logits = mass + 2 * count, *entry_mass = mass + 3 * count;
   const float* narrow = projected(x, count, c);
   wanted_.resize(count);
-  for (std::int64_t m = 0; m < count; ++m) wanted_[m] = targets[members_[m]] - shape_.outputs[c].start;
-  log_mass(outputs_[c].rows, data_or_null(outputs_[c].bias), narrow, count, wanted_.data(), mass, logits);
+  for (std::int64_t m = 0; m < count; ++m) wanted_[m] = targets[members_[m]] - shape_.clusters[c].start;
+  log_mass(clusters_[c].rows, data_or_null(clusters_[c].bias), narrow, count, wanted_.data(), mass, logits);
   if (c == 0 && tails() > 0) {
     for (std::int64_t m = 0; m < count; ++m) wanted_[m] = entry_column(targets[members_[m]]);
     log_mass(entries_, data_or_null(entries_bias_), shape_.clusters_read_hidden ? x : narrow, count, wanted_.data(),
@@ -134,7 +134,7 @@ void Vocabulary::add_nll(const float* x, const std::int64_t* targets, std::int64
   for (std::int64_t m = 0; m < count; ++m) out[members_[m]] += mass[2 * m] + std::log(mass[2 * m + 1]) - logits[m];
 }
 
-void Vocabulary::target_nll(const float* hidden, std::int64_t rows, const std::int64_t* targets, float* out) {
+void Head::target_nll(const float* hidden, std::int64_t rows, const std::int64_t* targets, float* out) {
   words();  // refuses a model that has none
   for (std::int64_t row = 0; row < rows; ++row)
     check(targets[row] >= -1 && targets[row] < size(), "targets",

@@ -60,8 +60,8 @@ thread_local const void* working_for = nullptr;
 }  // namespace
 
 // One 64-bit ticket says which run is open and which chunk is next, so that a claim (compare-and-swap) can only succeed
-// in the run whose work was read: a thread that was asleep in between claims nothing, and nobody ever waits for a
-// thread that has claimed nothing.
+// in the run whose work was read: a thread that was asleep in between claims nothing, and no thread waits for one
+// that has claimed nothing.
 struct Pool::State {
   explicit State(int count) : size(count), claims(static_cast<std::size_t>(count)) {}
 

@@ -14,11 +14,16 @@ constexpr std::int64_t last_position = 1LL << 62;
 
 void Stack::add_layer(const LayerShape& shape, const Arrays& arrays) {
   check(slots_ == 0, "model", "its layers before any slot", std::to_string(slots_) + " slots");
+  if (shape.attention)
+    check(
+        shape.attention->visibility.bidirectional == bidirectional_.value_or(shape.attention->visibility.bidirectional),
+        "layers", "all of them bidirectional, or none", "some of them");
   layers_.emplace_back(shape, hidden_, kind_, arrays, compute_.pool);
   const Layer& layer = layers_.back();
-  check(shape.see.both == sees_both(), "layers", "all that see both ways, or none", "some of them");
-  const std::int64_t reach = shape.heads > 0 ? shape.see.reach : 0;
-  rings_.emplace_back(shape.heads, shape.heads > 0 ? shape.head_dim : 0, reach, data_or_null(layer.zero_key),
+  const AttentionShape& attention = layer.attention;
+  const std::int64_t reach = attention.visibility.reach;
+  if (shape.attention) bidirectional_ = attention.visibility.bidirectional;
+  rings_.emplace_back(attention.heads, attention.head_dim, reach, data_or_null(layer.zero_key),
                       data_or_null(layer.zero_value));
   widest_reach_ = std::max(widest_reach_, reach);
 }
@@ -42,8 +47,8 @@ void Stack::check_sequences(std::int64_t rows, const Sequences& sequences) {
     check(slot >= 0 && slot < slots_, "slots", "slots that were opened", std::to_string(slot));
     check(seen_[slot] != epoch_, "slots", "each slot once", std::to_string(slot) + " twice");
     seen_[slot] = epoch_;
-    check(start >= 0 && start <= (sees_both() ? 0 : last_position), "starts",
-          sees_both() ? "position 0, for rows see both ways" : "positions from 0", std::to_string(start));
+    check(start >= 0 && start <= (bidirectional() ? 0 : last_position), "starts",
+          bidirectional() ? "position 0, as attention is bidirectional" : "positions from 0", std::to_string(start));
     check(length >= 1 && length <= rows, "lengths", "at least 1, at most all rows", std::to_string(length));
     total += length;
   }
@@ -75,7 +80,7 @@ std::int64_t Stack::plan_pass(const Sequences& sequences) {
   singles_.clear();
   longs_.clear();
   std::int64_t rows = 0, keys = 0, origin = 0, longest = 0;
-  const bool whole = sees_both();
+  const bool whole = bidirectional();  // sequences are not cut
   for (std::int64_t s = 0; s < sequences.count; origin += sequences.lengths[s], ++s) {
     const std::int64_t left = sequences.lengths[s] - done_[s];
     if (left == 0) continue;
@@ -117,7 +122,7 @@ void Stack::run_layer(const Layer& layer, Rings& rings, float* hidden, std::int6
     compute_.linear({x, w.k, rows, &w, data_or_null(bias), add ? y : nullptr, y, w.n, activation});
   };
 
-  if (shape.heads > 0) {
+  if (shape.attention) {
     float* qkv = qkv_.need(rows * 3 * layer.width());
     float* mixed = mixed_.need(rows * layer.width());
     if (shape.norm_first) apply(layer.attention_norm, normed);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "cpu/compute.h"
@@ -13,7 +14,7 @@ namespace headcount::cpu {
 constexpr std::int64_t part_rows = 256;  // rows of one sequence that go through the layers together
 
 // Sequence s continues slots[s] at position starts[s] with lengths[s] rows; the rows of a batch follow one another.
-// Where the layers see both ways a sequence comes whole, from position 0.
+// Where attention is bidirectional a sequence comes whole, from position 0.
 struct Sequences {
   const std::int64_t* slots;
   const std::int64_t* starts;
@@ -55,7 +56,7 @@ class Stack {
     float* partials;
   };
 
-  bool sees_both() const { return !layers_.empty() && layers_.front().shape.see.both; }
+  bool bidirectional() const { return bidirectional_.value_or(false); }
   void check_sequences(std::int64_t rows, const Sequences& sequences);
   std::int64_t plan_pass(const Sequences& sequences);
   void run_layers(float* hidden, std::int64_t rows, float* taps, std::int64_t tap_rows);
@@ -74,7 +75,8 @@ class Stack {
   const Kind kind_;
   Compute& compute_;
   std::vector<Layer> layers_;
-  std::vector<Rings> rings_;  // of a layer without heads: empty
+  std::vector<Rings> rings_;           // of a layer without heads: empty
+  std::optional<bool> bidirectional_;  // of the layers with heads
   std::int64_t slots_ = 0;
   std::int64_t widest_reach_ = 0;
   std::int64_t blocks_ = 0;  // units of a part and head in the pass at hand

@@ -25,8 +25,8 @@ enum class Data { normal, whole, equal };  // whole numbers: large scores withou
 // `rows` new tokens of one head's stream, from `position` on.
 struct Case {
   int64_t head_dim = 16, persistent = 17, window = 5, segment = 0, rows = 7, position = 3, split = 16, batch_rows = 32;
-  int first = 0;
-  bool both = false;  // every row sees all rows; position 0, nothing relative
+  int first_distance = 0;
+  bool bidirectional = false;  // position 0, nothing relative
   bool zeros = false, relative = true, content_bias = true, position_bias = true;
   float ramp = 0, span = 0, size = 1;
   Data data = Data::normal;
@@ -35,17 +35,18 @@ struct Case {
 
   // Persistent logits are not divided by √D.
   float persistent_size() const { return data == Data::whole ? size : size / std::sqrt(static_cast<float>(head_dim)); }
-  int64_t reach() const { return both ? 0 : window + (segment > 0 ? segment - 1 : 0); }
+  int64_t reach() const { return bidirectional ? 0 : window + (segment > 0 ? segment - 1 : 0); }
 };
 
 inline std::string describe(const Case& c) {
   char text[320];
-  std::snprintf(text, sizeof text,
-                "D %d N %d window %d segment %d rows %d position %d first %d zeros %d relative %d biases %d%d ramp %g "
-                "span %g size %g data %d kind %d both %d seed %u",
-                int(c.head_dim), int(c.persistent), int(c.window), int(c.segment), int(c.rows), int(c.position),
-                c.first, c.zeros, c.relative, c.content_bias, c.position_bias, c.ramp, c.span, c.size, int(c.data),
-                int(c.kind), c.both, c.seed);
+  std::snprintf(
+      text, sizeof text,
+      "D %d N %d window %d segment %d rows %d position %d first_distance %d zeros %d relative %d biases %d%d ramp %g "
+      "span %g size %g data %d kind %d bidirectional %d seed %u",
+      int(c.head_dim), int(c.persistent), int(c.window), int(c.segment), int(c.rows), int(c.position), c.first_distance,
+      c.zeros, c.relative, c.content_bias, c.position_bias, c.ramp, c.span, c.size, int(c.data), int(c.kind),
+      c.bidirectional, c.seed);
   return text;
 }
 
@@ -141,8 +142,9 @@ struct Stream {
                distances.packed,
                c.content_bias ? content_bias.data() : nullptr,
                c.position_bias ? position_bias.data() : nullptr,
-               c.span},
-        see{c.window, c.segment, c.reach(), c.first, c.zeros, c.ramp, c.both} {
+               c.span,
+               c.ramp},
+        visibility{c.window, c.segment, c.reach(), c.first_distance, c.zeros, c.bidirectional} {
     if (c.data == Data::equal) {
       for (int64_t i = c.head_dim; i < (length + 1) * c.head_dim; ++i) keys[i] = keys[i - c.head_dim];
     }
@@ -158,7 +160,7 @@ struct Stream {
   Matrix persistent_keys, persistent_values, distances;
   std::vector<float> content_bias, position_bias, query, keys, values;
   HeadTables tables;
-  Visibility see;
+  Visibility visibility;
 };
 
 }  // namespace headcount::test

@@ -73,7 +73,8 @@ std::vector<double> oracle(const Case& c, const Stream& s, const Kernels* unit) 
     moved = as_read(unit, c.kind, moved);
     std::vector<Real> score, ramp;
     std::vector<std::vector<float>> value;
-    const int64_t nearest = c.both ? position - c.rows + 1 : c.first, behind = c.both ? c.rows : seen;
+    const int64_t nearest = c.bidirectional ? position - c.rows + 1 : c.first_distance,
+                  behind = c.bidirectional ? c.rows : seen;
     for (int64_t distance = nearest; distance < nearest + behind; ++distance) {
       if (!c.zeros && distance > position) break;
       Real content = 0, relative = 0;
@@ -83,7 +84,7 @@ std::vector<double> oracle(const Case& c, const Stream& s, const Kernels* unit) 
             (Real(q[i]) + (c.content_bias ? s.content_bias[i] : 0)) * s.number(c, s.keys, position - distance, i);
         value.back().push_back(s.number(c, s.values, position - distance, i));
         if (!c.relative) continue;
-        const int64_t column = c.first + c.reach() - 1 - distance;  // farthest first
+        const int64_t column = c.first_distance + c.reach() - 1 - distance;  // farthest first
         relative += Real(moved[i]) * s.distances.held[column * d + i];
       }
       const Real root = std::sqrt(Real(d));
@@ -154,8 +155,8 @@ std::vector<double> prefill(const Kernels& unit, const Case& c, const Stream& s,
   for (int64_t row = 0; row < c.rows; row += c.batch_rows) {
     Array<float> scratch(attend_rows_scratch(d, reach, c.persistent), scratch_value);
     unit.attend_rows({query.at(row * (d + stride_gap)), d + stride_gap, std::min(c.batch_rows, c.rows - row), d,
-                      &s.tables, &s.see, keys.at(), values.at(), row, c.position + row, out.at(row * (d + stride_gap)),
-                      d + stride_gap, scratch.at(), c.rows});
+                      &s.tables, &s.visibility, keys.at(), values.at(), row, c.position + row,
+                      out.at(row * (d + stride_gap)), d + stride_gap, scratch.at(), c.rows});
   }
   return without_gaps(out, c, unit.name);
 }
@@ -181,11 +182,11 @@ std::vector<double> decode(const Kernels& unit, const Case& c, const Stream& s, 
     Array<float> keys(panels(reach) * d * panel_width, not_a_number), values(reach * d, not_a_number);
     const int64_t position = c.position + row;
     for (int64_t i = 0; i < reach; ++i) {
-      const int64_t held = position - c.first - i;
+      const int64_t held = position - c.first_distance - i;
       put_key_value(c, s, (held + reach) % reach, held, keys, values);
     }
     Array<float> scratch(attend_ring_scratch(d, reach), scratch_value);
-    unit.attend_ring({query.at(row * ldq), d, &s.tables, &s.see, keys.at(), values.at(), position,
+    unit.attend_ring({query.at(row * ldq), d, &s.tables, &s.visibility, keys.at(), values.at(), position,
                       partials.at(row * splits * stride), splits, stride, out.at(row * ldq), scratch.at()});
   }
   return without_gaps(out, c, unit.name);
@@ -213,18 +214,18 @@ void check(const std::vector<const Kernels*>& units, const Case& c) {
     const std::vector<double> exact = narrows ? oracle<double>(c, s, unit) : whole;
     const double allowed_here = allowed + narrowing(*unit, c, s, largest);
     const std::vector<double> rows = prefill(*unit, c, s, not_a_number);
-    const std::vector<double> steps = c.both ? rows : decode(*unit, c, s, not_a_number);
+    const std::vector<double> steps = c.bidirectional ? rows : decode(*unit, c, s, not_a_number);
     const double row_gap = difference(rows, exact), step_gap = difference(steps, exact);
     expect(row_gap <= allowed_here, "attend_rows", unit->name, c);
     expect(step_gap <= allowed_here, "attend_persistent, attend_ring", unit->name, c);
-    expect(rows == prefill(*unit, c, s, 1.0f) && (c.both || steps == decode(*unit, c, s, 1.0f)), "same bits again",
-           unit->name, c);
+    expect(rows == prefill(*unit, c, s, 1.0f) && (c.bidirectional || steps == decode(*unit, c, s, 1.0f)),
+           "same bits again", unit->name, c);
   }
 }
 
-void see_both(Case& c) {
-  c.both = true;
-  c.position = 0, c.first = 0, c.segment = 0, c.ramp = 0;
+void make_bidirectional(Case& c) {
+  c.bidirectional = true;
+  c.position = 0, c.first_distance = 0, c.segment = 0, c.ramp = 0;
   c.relative = c.zeros = false;
 }
 
@@ -238,14 +239,18 @@ void covering_set(const std::vector<const Kernels*>& units) {
     }
   };
   with([](Case&) {});
-  with([](Case& c) { c.rows = 300, c.head_dim = 64, c.persistent = 0, see_both(c); });
-  with([](Case& c) { c.rows = 1, c.head_dim = 5, c.persistent = 0, see_both(c); });
+  with([](Case& c) { c.rows = 300, c.head_dim = 64, c.persistent = 0, make_bidirectional(c); });
+  with([](Case& c) { c.rows = 1, c.head_dim = 5, c.persistent = 0, make_bidirectional(c); });
   with([](Case& c) { c.head_dim = 1, c.persistent = 0, c.window = 1, c.rows = 1, c.position = 0; });
   with([](Case& c) { c.persistent = 0, c.window = 193, c.rows = 70, c.position = 0, c.zeros = true, c.head_dim = 64; });
-  with([](Case& c) { c.persistent = 300, c.window = 140, c.rows = 33, c.position = 500, c.split = 128, c.first = 1; });
-  with([](Case& c) { c.first = 1, c.position = 0, c.rows = 40, c.window = 9; });  // row 0 sees persistent vectors only
+  with([](Case& c) {
+    c.persistent = 300, c.window = 140, c.rows = 33, c.position = 500, c.split = 128, c.first_distance = 1;
+  });
+  with([](Case& c) {
+    c.first_distance = 1, c.position = 0, c.rows = 40, c.window = 9;
+  });  // row 0 sees persistent vectors only
   with([](Case& c) { c.window = 6, c.segment = 7, c.rows = 40, c.relative = false, c.head_dim = 5; });
-  with([](Case& c) { c.ramp = 4, c.span = 2.5f, c.window = 20, c.rows = 40, c.position = 30, c.first = 1; });
+  with([](Case& c) { c.ramp = 4, c.span = 2.5f, c.window = 20, c.rows = 40, c.position = 30, c.first_distance = 1; });
   with([](Case& c) { c.ramp = 3, c.span = -9, c.persistent = 0, c.window = 7, c.position = 20; });  // all weights 0
   with([](Case& c) { c.head_dim = 256, c.persistent = 40, c.window = 3, c.batch_rows = 1; });
   for (const float sign : {1.0f, -1.0f}) {  // scores up to 1e4 and beyond, exact in float
@@ -268,7 +273,7 @@ Case random_case(std::mt19937& random) {
   c.split = pick({16, 48, 128, 1024});
   c.batch_rows = pick({1, 5, 7, 13, 32, 32, 32});
   c.zeros = pick({0, 1}) != 0;
-  c.first = c.persistent > 0 || c.zeros || c.position > 0 ? static_cast<int>(pick({0, 1})) : 0;
+  c.first_distance = c.persistent > 0 || c.zeros || c.position > 0 ? static_cast<int>(pick({0, 1})) : 0;
   c.relative = pick({0, 1, 1}) != 0;
   c.content_bias = pick({0, 1}) != 0;
   c.position_bias = pick({0, 1}) != 0;
@@ -278,7 +283,7 @@ Case random_case(std::mt19937& random) {
   }
   c.kind = static_cast<Kind>(pick({0, 0, 1, 1, 2}));
   c.seed = random();
-  if (pick({0, 0, 0, 0, 1}) != 0) see_both(c);
+  if (pick({0, 0, 0, 0, 1}) != 0) make_bidirectional(c);
   return c;
 }
 

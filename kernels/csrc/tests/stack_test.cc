@@ -5,12 +5,15 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "common/checks.h"
+#include "cpu/embedding.h"
+#include "cpu/head.h"
 #include "cpu/isa.h"
-#include "cpu/vocabulary.h"
 
 namespace cpu = headcount::cpu;
 using std::int64_t;
@@ -48,8 +51,8 @@ class Weights {
 
 constexpr int64_t hidden_size = 11, depth = 5, vocab = 21;
 
-void add_layer(cpu::Stack& stack, int64_t heads, int64_t persistent, int64_t window, int first, int64_t width,
-               bool norm_first) {
+void add_layer(cpu::Stack& stack, int64_t heads, int64_t persistent, int64_t window, int64_t width, bool norm_first) {
+  std::optional<cpu::AttentionShape> attention;
   Weights w;
   w.add("attention_norm", {hidden_size}, 1.0f);
   w.add("attention_norm_bias", {hidden_size}, 1.0f);
@@ -60,11 +63,13 @@ void add_layer(cpu::Stack& stack, int64_t heads, int64_t persistent, int64_t win
     w.add("attention.output", {hidden_size, heads * depth}, 0.6f);
     w.add("attention.distances", {heads, window, depth}, 1.0f);
     w.add("attention.content_bias", {heads, depth}, 1.0f);
-    if (first == 0) w.add("attention.zero_key", {heads, depth}, 1.0f);
-    if (first == 0) w.add("attention.zero_value", {heads, depth}, 1.0f);
+    w.add("attention.zero_key", {heads, depth}, 1.0f);
+    w.add("attention.zero_value", {heads, depth}, 1.0f);
     if (persistent > 0) w.add("attention.persistent_keys", {heads, persistent, depth}, 1.0f);
     if (persistent > 0) w.add("attention.persistent_values", {heads, persistent, depth}, 1.0f);
-    w.add("spans", {heads}, static_cast<float>(window));
+    std::vector<float> spans;
+    for (int64_t head = 0; head < heads; ++head) spans.push_back(0.3f * static_cast<float>(window * head));
+    attention = {heads, depth, persistent, {window, 0, window, 0, true}, cpu::Relative::per_head, spans, 2.0f};
   }
   if (width > 0) {
     w.add("feed_forward_norm", {hidden_size}, 1.0f);
@@ -72,43 +77,31 @@ void add_layer(cpu::Stack& stack, int64_t heads, int64_t persistent, int64_t win
     w.add("feed_forward.up", {width, hidden_size}, 0.6f);
     w.add("feed_forward.down", {hidden_size, width}, 0.6f);
   }
-  stack.add_layer({heads,
-                   depth,
-                   persistent,
-                   width,
-                   cpu::Activation::relu,
-                   {window, 0, window, first, first == 0, 2.0f},
-                   norm_first,
-                   1e-5f},
-                  w.arrays);
+  stack.add_layer({attention, width, cpu::Activation::relu, norm_first, 1e-5f}, w.arrays);
 }
 
 struct Model {
   // kind: of the rows that are looked up; matrices: of all that is only multiplied with.
   Model(cpu::Kind kind, cpu::Kind matrices, int threads)
       : compute(cpu::kernels(), threads), stack(hidden_size, matrices, compute) {
-    add_layer(stack, 3, 17, 7, 0, 0, true);
-    add_layer(stack, 0, 0, 1, 0, 5, true);
-    add_layer(stack, 1, 530, 33, 0, 0, false);
+    add_layer(stack, 3, 17, 7, 0, true);
+    add_layer(stack, 0, 0, 1, 5, true);
+    add_layer(stack, 1, 530, 33, 0, false);
     stack.grow(3);
     for (int64_t slot = 0; slot < 3; ++slot) stack.restart(slot);
-    Weights w;
-    w.add("embedding.0", {vocab - 8, hidden_size}, 1.0f);
-    w.add("embedding.1", {8, 3}, 1.0f);
-    w.add("embedding.1.projection", {hidden_size, 3}, 1.0f);
-    w.add("head.0", {vocab - 8, hidden_size}, 1.0f);
-    w.add("head.1", {8, 3}, 1.0f);
-    w.add("head.1.projection", {hidden_size, 3}, 1.0f);
-    w.add("head.clusters", {1, hidden_size}, 1.0f);
-    const cpu::VocabularyShape shape{
-        hidden_size,
-        {{0, vocab - 8, hidden_size, 0, false, false}, {vocab - 8, 8, 3, 0, true, false}},
-        {{0, vocab - 8, hidden_size, 0, false, false}, {vocab - 8, 8, 3, vocab - 8, true, true}},
-        true,
-        false,
-        0.0f,
-        1.5f};
-    vocabulary = std::make_unique<cpu::Vocabulary>(shape, kind, matrices, w.arrays, compute);
+    Weights shared, rows;
+    shared.add("head.0", {vocab - 8, hidden_size}, 1.0f);
+    shared.add("head.1", {8, 3}, 1.0f);
+    shared.add("head.1.projection", {hidden_size, 3}, 1.0f);
+    shared.add("head.clusters", {1, hidden_size}, 1.0f);
+    const cpu::ClusterShape plain{0, vocab - 8, hidden_size, false, 0, false, false};
+    const cpu::HeadShape head_shape{{plain, {vocab - 8, 8, 3, true, vocab - 8, true, true}}, true, {}, {}, 0.0f, 0, {}};
+    head = std::make_unique<cpu::Head>(head_shape, hidden_size, kind, matrices, shared.arrays, compute);
+    rows.add("embedding.0", {vocab - 8, hidden_size}, 1.0f);
+    rows.add("embedding.1", {8, 3}, 1.0f);
+    rows.add("embedding.1.projection", {hidden_size, 3}, 1.0f);
+    const cpu::EmbeddingShape shape{{plain, {vocab - 8, 8, 3, true, 0, false, false}}, 1.5f, 0, 0, {}};
+    embedding = std::make_unique<cpu::Embedding>(shape, hidden_size, kind, matrices, rows.arrays, *head, compute);
   }
 
   // -log p of `targets` for rows that continue the slots; `lengths` add up to the rows.
@@ -118,10 +111,10 @@ struct Model {
     std::vector<float> hidden(rows * hidden_size), nll(rows);
     std::vector<int64_t> targets;
     for (const int64_t id : ids) targets.push_back((id * 7 + 3) % (vocab + 1) - 1);
-    vocabulary->embed(ids.data(), rows, hidden.data());
+    embedding->embed(ids.data(), rows, nullptr, nullptr, hidden.data());
     stack.step(hidden.data(), rows, {slots.data(), starts.data(), lengths.data(), static_cast<int64_t>(slots.size())},
                nullptr);
-    vocabulary->target_nll(hidden.data(), rows, targets.data(), nll.data());
+    head->target_nll(hidden.data(), rows, targets.data(), nll.data());
     for (int64_t row = 0; row < rows; ++row) expect(std::isnan(nll[row]) == (targets[row] < 0), "NaN where no target");
     for (float& value : nll) value = std::isnan(value) ? 0.0f : value;
     return nll;
@@ -129,7 +122,8 @@ struct Model {
 
   cpu::Compute compute;
   cpu::Stack stack;
-  std::unique_ptr<cpu::Vocabulary> vocabulary;
+  std::unique_ptr<cpu::Head> head;
+  std::unique_ptr<cpu::Embedding> embedding;
 };
 
 // Where a unit narrows rows, one row and many are rounded in different places.
@@ -172,9 +166,9 @@ void try_refusals() {
   }
 }
 
-// Layers that see both ways: sequences side by side as each alone, longer than a part of a causal stack; none in
+// Bidirectional layers: sequences side by side as each alone, longer than a part of a causal stack; none in
 // pieces.
-void try_both(const std::string& isa) {
+void try_bidirectional(const std::string& isa) {
   cpu::Compute compute(cpu::kernels(), 2);
   cpu::Stack stack(hidden_size, cpu::Kind::float32, compute);
   for (const bool norm_first : {false, true}) {
@@ -188,8 +182,8 @@ void try_both(const std::string& isa) {
     w.add("attention.output", {hidden_size, 3 * depth}, 0.6f);
     w.add("feed_forward.up", {9, hidden_size}, 0.6f);
     w.add("feed_forward.down", {hidden_size, 9}, 0.6f);
-    stack.add_layer({3, depth, 0, 9, cpu::Activation::gelu, {0, 0, 0, 0, false, 0.0f, true}, norm_first, 1e-5f},
-                    w.arrays);
+    const cpu::AttentionShape attention{3, depth, 0, {0, 0, 0, 0, false, true}, cpu::Relative::none, {}, 0.0f};
+    stack.add_layer({attention, 9, cpu::Activation::gelu, norm_first, 1e-5f}, w.arrays);
   }
   stack.grow(3);
   const std::vector<int64_t> slots{2, 0, 1}, starts{0, 0, 0}, lengths{300, 1, 40};
@@ -200,7 +194,7 @@ void try_both(const std::string& isa) {
   int64_t row = 0;
   for (int64_t s = 0; s < 3; row += lengths[s++])
     stack.step(&alone[row * hidden_size], lengths[s], {&slots[s], &starts[s], &lengths[s], 1}, nullptr);
-  expect(near(batch, alone), isa + ": both ways, side by side");
+  expect(near(batch, alone), isa + ": bidirectional, side by side");
   changed[299 * hidden_size] += 1.0f;
   stack.step(changed.data(), 300, {slots.data(), starts.data(), lengths.data(), 1}, nullptr);
   expect(std::abs(changed[0] - batch[0]) > 1e-6f, isa + ": the first row sees the last");
@@ -211,7 +205,7 @@ void try_both(const std::string& isa) {
   } catch (const headcount::CheckError& error) {
     refused = error.argument == "starts";
   }
-  expect(refused, isa + ": both ways, but not from the start");
+  expect(refused, isa + ": bidirectional, but not from the start");
 }
 
 }  // namespace
@@ -226,7 +220,7 @@ int main() {
     // A sum in another order may move a row's whole number by a step.
     try_kind(Kind::float32, Kind::int8, 5e-2f, isa + ", int8, rest float32");
     try_kind(Kind::bfloat16, Kind::int8, bfloat16, isa + ", int8, rest bfloat16");
-    try_both(isa);
+    try_bidirectional(isa);
   }
   try_refusals();
   std::printf("stack: %s\n", failures == 0 ? "passed" : "failed");

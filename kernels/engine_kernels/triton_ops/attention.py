@@ -213,7 +213,7 @@ def _states(constants: Constants) -> tuple[torch.Tensor | None, ...]:
 
 
 def _sees(see: Visibility) -> tuple[int, ...]:
-    return see.window, see.segment, see.reach, see.first, int(see.attended_zeros)
+    return see.window, see.segment, see.reach, see.first_distance, int(see.attended_zeros)
 
 
 def _variant(tables: Tables, head_dim: int) -> dict[str, int | bool]:

@@ -50,7 +50,7 @@ class TritonOps:
         attend_ring(self.launch, packed, (keys.contiguous(), values.contiguous()), constants, sequences, tables, see, out)
         return out
 
-    def attend_whole(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def attend_bidirectional(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Bidirectional attention of whole sequences; query, keys, values [B, H, T, D]; [B, H, T, D] float32."""
         batch, heads, length, head_dim = query.shape
         shape = (batch * length, heads, head_dim)

@@ -82,7 +82,7 @@ def test_keeps_to_the_oracle(seed: int) -> None:
     case.check(mixed[1:], "several rows beside one")
     one = engine_side.step(runner, [ids[cut : cut + 1], ids[1:2]], [first, second], [cut, 1], want="next").next
     for head, place in zip(one.head, (cut, 1), strict=True):
-        exact = case.exact.log_probs[place][: runner.stack.outputs[0].size]
+        exact = case.exact.log_probs[place][: runner.stack.head.clusters[0].size]
         assert difference(head[: len(exact)], exact) <= case.allowed
 
 

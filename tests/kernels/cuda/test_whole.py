@@ -16,7 +16,7 @@ from engine_kernels.errors import KernelError
 from engine_kernels.gpu_ops import Sequences
 from engine_kernels.testing import assert_close
 from tests.kernels.cuda.test_runner import FIXTURES, runner_of
-from tests.oracle import whole as oracle
+from tests.oracle import bidirectional as oracle
 from tests.support.attention_cases import DEVICE, DTYPES, double
 from tests.support.engine_side import step
 
@@ -46,7 +46,7 @@ def test_whole_sequences(heads: int, head_dim: int, lengths: tuple[int, ...], dt
     found = double(kernels().attend_whole(given[0], new, sequences, np.array(lengths)))
     for first, length in zip(firsts, lengths, strict=True):
         one = [tensor[first : first + length].transpose(0, 1)[None] for tensor in given]  # [1, H, T, D]
-        exact, plain = oracle.attend_whole(*map(double, one)), double(reference.attend_whole(*one))
+        exact, plain = oracle.attend_bidirectional(*map(double, one)), double(reference.attend_bidirectional(*one))
         assert_close(found[first : first + length].swapaxes(0, 1)[None], plain, exact, dtype, f"{length} rows")
 
 

@@ -19,7 +19,7 @@ from engine.backends.fold import fold
 from engine.backends.gpu.recording import Replay, Results
 from engine.backends.gpu.runner import GpuRunner
 from engine.backends.torch.runner import tensors_of
-from engine.backends.torch.vocabulary import TorchVocabulary
+from engine.backends.torch.embedding import TorchEmbedding
 from engine.errors import EngineError
 from engine_kernels.backends import no_gpu
 from tests.kernels.triton.test_runner import triton_runner
@@ -35,7 +35,7 @@ PLAIN, ADAPTIVE, TAILS = 127, 30, 69  # seeds of random models: one plain embedd
 def test_the_seeds_are_what_they_are_said_to_be() -> None:
     plain, adaptive, tails = (triton_runner(seed) for seed in (PLAIN, ADAPTIVE, TAILS))
     assert [runner.vocabulary.indices for runner in (plain, adaptive, tails)] == [1, 0, 1]
-    assert len(adaptive.stack.inputs) > 1 and len(adaptive.stack.outputs) > 1 and len(tails.stack.outputs) > 1
+    assert len(adaptive.stack.embedding.clusters) > 1 and len(adaptive.stack.head.clusters) > 1 and len(tails.stack.head.clusters) > 1
 
 
 def decoded(runner: GpuRunner, want: Any) -> Iterator[np.ndarray]:
@@ -196,19 +196,19 @@ def test_a_plain_embedding_in_a_step_is_that_of_plain_pytorch(tmp_path: Path) ->
     scales = []
     for seed in (16, PLAIN):
         runner, folded = triton_runner(seed), fold(random_checkpoint(seed))
-        scales.append(folded.embedding_scale)
+        scales.append(runner.stack.embedding.scale)
         weights = tensors_of(folded.model, torch.float32, runner.device)
-        same_embedding(runner, TorchVocabulary(runner.stack, weights, folded.embedding_scale), None)
+        same_embedding(runner, TorchEmbedding(runner.stack, weights), None)
     assert scales[0] == 1 != scales[1]
     gpt2().write(tmp_path)
     with engine.load(tmp_path, backend="triton", dtype="float32") as model:
         runner = model._runner
         assert isinstance(runner, GpuRunner) and runner.vocabulary.indices == 2
         weights = runner.vocabulary.weights
-        same_embedding(runner, TorchVocabulary(runner.stack, weights, runner.vocabulary.embedding_scale), np.arange(7) % 5)
+        same_embedding(runner, TorchEmbedding(runner.stack, weights), np.arange(7) % 5)
 
 
-def same_embedding(runner: GpuRunner, plain: TorchVocabulary, positions: np.ndarray | None) -> None:
+def same_embedding(runner: GpuRunner, plain: TorchEmbedding, positions: np.ndarray | None) -> None:
     ids = np.arange(7)[::-1] % runner.stack.vocab
     inputs = runner.vocabulary.inputs(ids, positions, None)
     assert isinstance(inputs, np.ndarray)

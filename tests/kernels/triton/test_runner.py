@@ -21,8 +21,8 @@ from engine.backends.gpu.runner import GpuRunner
 from engine.backends.gpu.triton import build
 from engine.backends.plan import compile_stack
 from engine.backends.runner import Batch, Limits
+from engine.backends.torch.head import TorchHead
 from engine.backends.torch.runner import tensors_of
-from engine.backends.torch.vocabulary import TorchVocabulary
 from engine_kernels.testing import assert_close, difference
 from tests.backends.test_oracle_properties import Case
 from tests.oracle.vocabulary import log_probs
@@ -87,7 +87,7 @@ def test_keeps_to_the_oracle(seed: int) -> None:
     assert difference(nll[targets >= 0], wanted[targets >= 0]) <= case.allowed
     one = engine_side.step(runner, [ids[cut + 1 : cut + 2], ids[cut : cut + 1]], [first, second], [cut + 1, cut], want="next").next
     for row, head in enumerate(one.head):
-        exact = case.exact.log_probs[cut + 1 - row][: runner.stack.outputs[0].size]
+        exact = case.exact.log_probs[cut + 1 - row][: runner.stack.head.clusters[0].size]
         assert difference(head[: len(exact)], exact) <= case.allowed
 
 
@@ -120,8 +120,8 @@ def test_scores_of_given_words_in_every_kind_of_vocabulary(seed: int) -> None:
     batch = Batch(targets, places, places, np.array([70]), "target_nll", targets)
     last = torch.tensor([69], device=runner.device)
     found = runner.vocabulary.result(hidden, batch, last).nll
-    torch_vocabulary = TorchVocabulary(runner.stack, tensors_of(fold(checkpoint).model, torch.float32, runner.device), 1)
-    plain = torch_vocabulary.result(hidden, batch, last).nll
+    torch_head = TorchHead(runner.stack, tensors_of(fold(checkpoint).model, torch.float32, runner.device))
+    plain = torch_head.result(hidden, batch, last).nll
     spec, weights = checkpoint.spec.to_dict(), {name: weight.astype(np.float64) for name, weight in checkpoint.weights.items()}
     given = np.flatnonzero(targets >= 0)
     exact = [-log_probs(spec, weights, row)[word] for row, word in zip(hidden.double().cpu().numpy()[given], targets[given], strict=True)]

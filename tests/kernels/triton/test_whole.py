@@ -18,7 +18,7 @@ from engine_kernels.triton_ops.launch import Launcher, architecture
 from engine_kernels.triton_ops.ops import TritonOps
 from engine_kernels.triton_ops.projections import project
 from engine_kernels.triton_ops.whole import attend_whole
-from tests.oracle import whole as oracle
+from tests.oracle import bidirectional as oracle
 from tests.support.attention_cases import DEVICE, DTYPES, double
 
 RAGGED = (63, 1, 65, 2)
@@ -41,7 +41,7 @@ def compare(lengths: Sequence[int], heads: int, head_dim: int, dtype: str) -> No
     attend_whole(launcher(), query, (keys[:, :, None], values[:, :, None]), sequences, np.array(lengths), out)
     for first, length in zip(firsts.tolist(), lengths, strict=True):
         given = [rows[first : first + length].transpose(0, 1)[None] for rows in (query, keys, values)]
-        exact, plain = oracle.attend_whole(*map(double, given)), reference.attend_whole(*given)
+        exact, plain = oracle.attend_bidirectional(*map(double, given)), reference.attend_bidirectional(*given)
         found = out[first : first + length].transpose(0, 1)[None]
         assert_close(double(found), double(plain), exact, dtype, f"{length} of {lengths}, {heads} heads of {head_dim}, {dtype}")
     untouched = torch.ones(len(out), dtype=torch.bool)
@@ -71,11 +71,11 @@ def test_a_long_sequence_has_whole_blocks_and_a_rest_in_large_tiles() -> None:
 def test_any_number_of_heads(heads: int) -> None:
     ops, rng = TritonOps(launcher()), np.random.default_rng(heads)
     given = [torch.from_numpy(rng.standard_normal((2, heads, 3, 8)).astype(np.float32)).to(DEVICE) for _ in "qkv"]
-    found = ops.attend_whole(*given)
+    found = ops.attend_bidirectional(*given)
     assert found.shape == (2, heads, 3, 8)
     if heads:
-        exact = oracle.attend_whole(*map(double, given))
-        assert_close(double(found), double(reference.attend_whole(*given)), exact, "float32", f"{heads} heads")
+        exact = oracle.attend_bidirectional(*map(double, given))
+        assert_close(double(found), double(reference.attend_bidirectional(*given)), exact, "float32", f"{heads} heads")
     else:
         assert not ops.launch.calls  # a layer without heads starts nothing
 

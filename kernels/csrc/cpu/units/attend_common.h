@@ -100,10 +100,10 @@ inline void attend_constants(Softmax& s, const float* query, std::int64_t ldq, s
 }
 
 // How many of the nearest keys a row at `position` sees.
-inline std::int64_t visible_keys(const Visibility& see, std::int64_t position) {
-  std::int64_t count = see.window + (see.segment > 0 ? position % see.segment : 0);
-  if (!see.attended_zeros) count = smaller(count, larger(position - see.first + 1, 0));
-  return smaller(count, see.reach);
+inline std::int64_t visible_keys(const Visibility& visibility, std::int64_t position) {
+  std::int64_t count = visibility.window + (visibility.segment > 0 ? position % visibility.segment : 0);
+  if (!visibility.attended_zeros) count = smaller(count, larger(position - visibility.first_distance + 1, 0));
+  return smaller(count, visibility.reach);
 }
 
 // (q + bias) · scale, bias may be null.

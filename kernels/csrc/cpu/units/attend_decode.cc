@@ -14,8 +14,8 @@ struct Run {
 
 // The visible slots in order of slot: two runs, because the farthest key follows the nearest one.
 void find_runs(const AttendRing& call, Run (&runs)[2]) {
-  const std::int64_t reach = call.see->reach, count = visible_keys(*call.see, call.position);
-  const std::int64_t nearest = (call.position - call.see->first + reach) % reach, after = nearest + 1;
+  const std::int64_t reach = call.visibility->reach, count = visible_keys(*call.visibility, call.position);
+  const std::int64_t nearest = (call.position - call.visibility->first_distance + reach) % reach, after = nearest + 1;
   runs[0] = {larger(after - count, 0), after, reach - after};
   runs[1] = {smaller(after + reach - count, reach), reach, -after};
 }
@@ -63,7 +63,7 @@ void merge(const AttendRing& call, const Softmax& own, float* out) {
     ramped += partial[1] * share;
     for (std::int64_t lane = 0; lane < call.head_dim; ++lane) out[lane] += partial[2 + lane] * share;
   }
-  finish(out, total, ramped, call.see->ramp, call.head_dim, out);
+  finish(out, total, ramped, call.head->span_ramp, call.head_dim, out);
 }
 
 }  // namespace
@@ -90,8 +90,8 @@ void attend_persistent(const AttendPersistent& call) {
 }
 
 void attend_ring(const AttendRing& call) {
-  const std::int64_t width = lanes(call.head_dim), ring = lanes(call.see->reach);
-  const bool spans = call.see->ramp > 0.0f;
+  const std::int64_t width = lanes(call.head_dim), ring = lanes(call.visibility->reach);
+  const bool spans = call.head->span_ramp > 0.0f;
   float* query = call.scratch;
   float* by_distance = query + width;
   float* ramp = by_distance + ring;
@@ -103,15 +103,15 @@ void attend_ring(const AttendRing& call) {
   Run runs[2];
   find_runs(call, runs);
   const std::int64_t begin = runs[1].lo < runs[1].hi ? 0 : runs[0].lo / panel_width * panel_width;
-  const std::int64_t end = lanes(runs[1].lo < runs[1].hi ? call.see->reach : runs[0].hi);
+  const std::int64_t end = lanes(runs[1].lo < runs[1].hi ? call.visibility->reach : runs[0].hi);
   if (runs[0].lo < runs[0].hi) {
     score_ring(call, runs, begin, end, query, by_distance, s.scores);
     if (spans) {
       fill(ramp, begin, end, 0.0f);
-      const float farthest = static_cast<float>(call.see->first + call.see->reach - 1);
+      const float farthest = static_cast<float>(call.visibility->first_distance + call.visibility->reach - 1);
       for (const Run& run : runs) {
         for (std::int64_t slot = run.lo; slot < run.hi; ++slot) {
-          ramp[slot] = ramp_at(farthest - static_cast<float>(slot + run.shift), call.head->span, call.see->ramp);
+          ramp[slot] = ramp_at(farthest - static_cast<float>(slot + run.shift), call.head->span, call.head->span_ramp);
         }
       }
     }

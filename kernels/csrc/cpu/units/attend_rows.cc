@@ -25,7 +25,7 @@ struct Context {
 
 // Scores of keys first .. first + key_block - 1, `first` a multiple of 16, become weights: 0 where a row sees nothing.
 void weigh_context(Softmax& s, const Context& context, std::int64_t first) {
-  const std::int64_t ld = banded(context.call.see->reach);
+  const std::int64_t ld = banded(context.call.visibility->reach);
   for (std::int64_t row = 0; row < s.rows; ++row) {
     const Band& band = context.band[row];
     float* scores = s.scores + row * key_block;
@@ -74,17 +74,17 @@ void attend_context(Softmax& s, const Context& context) {
 // Every row's scores by distance, from the nearest `most` distances' first panel on.
 void multiply_distances(const AttendRows& call, const float* relative, std::int64_t width, std::int64_t most,
                         float* by_distance) {
-  const std::int64_t reach = call.see->reach, begin = (reach - most) / panel_width * panel_width;
+  const std::int64_t reach = call.visibility->reach, begin = (reach - most) / panel_width * panel_width;
   multiply(relative, width, call.rows, call.head_dim, packed_columns(call.head->distances, begin),
            lanes(reach - begin) / panel_width, {by_distance + panel_width + begin, banded(reach), nullptr});
 }
 
 void fill_ramp(const AttendRows& call, float* ramp) {
-  const std::int64_t reach = call.see->reach;
+  const std::int64_t reach = call.visibility->reach;
   fill(ramp, 0, banded(reach), 0.0f);
-  const float farthest = static_cast<float>(call.see->first + reach - 1);
+  const float farthest = static_cast<float>(call.visibility->first_distance + reach - 1);
   for (std::int64_t c = 0; c < reach; ++c) {
-    ramp[panel_width + c] = ramp_at(farthest - static_cast<float>(c), call.head->span, call.see->ramp);
+    ramp[panel_width + c] = ramp_at(farthest - static_cast<float>(c), call.head->span, call.head->span_ramp);
   }
 }
 
@@ -93,7 +93,7 @@ void fill_ramp(const AttendRows& call, float* ramp) {
 namespace headcount::cpu::HEADCOUNT_UNIT {
 
 void attend_rows(const AttendRows& call) {
-  const std::int64_t width = lanes(call.head_dim), reach = call.see->reach, band = banded(reach);
+  const std::int64_t width = lanes(call.head_dim), reach = call.visibility->reach, band = banded(reach);
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(call.head_dim));
   float* relative = call.scratch;
   float* content = relative + query_rows * width;
@@ -104,19 +104,19 @@ void attend_rows(const AttendRows& call) {
   float* by_distance = ramp + band;
   Context context{call, content, by_distance, ramp, spare, {}};
   if (call.head->distances.n == 0) context.by_distance = nullptr;
-  if (!(call.see->ramp > 0.0f)) context.ramp = nullptr;
+  if (!(call.head->span_ramp > 0.0f)) context.ramp = nullptr;
 
   std::int64_t most = 0;
   for (std::int64_t row = 0; row < call.rows; ++row) {
     const float* query = call.query + row * call.ldq;
     biased(query, call.head->content_bias, scale, call.head_dim, content + row * width);
     biased(query, call.head->position_bias, scale, call.head_dim, relative + row * width);
-    if (call.see->both) {
+    if (call.visibility->bidirectional) {
       context.band[row] = {0, call.count, 0};
       continue;
     }
-    const std::int64_t count = visible_keys(*call.see, call.position + row);
-    const std::int64_t origin = call.row + row + 1 - call.see->first;
+    const std::int64_t count = visible_keys(*call.visibility, call.position + row);
+    const std::int64_t origin = call.row + row + 1 - call.visibility->first_distance;
     context.band[row] = {origin + reach - count, origin + reach, origin};
     most = larger(most, count);
   }
@@ -127,7 +127,8 @@ void attend_rows(const AttendRows& call) {
   attend_constants(s, call.query, call.ldq, call.head_dim, *call.head, 0, call.head->persistent_keys.n);
   attend_context(s, context);
   for (std::int64_t row = 0; row < call.rows; ++row) {
-    finish(s.acc + row * width, s.total[row], s.ramped[row], call.see->ramp, call.head_dim, call.out + row * call.ldo);
+    finish(s.acc + row * width, s.total[row], s.ramped[row], call.head->span_ramp, call.head_dim,
+           call.out + row * call.ldo);
   }
 }
 

@@ -1,4 +1,4 @@
-"""Embedding and vocabulary of the `torch` backend: plain or adaptive, the tails of an adaptive softmax computed only where needed."""
+"""What reads the last hidden states of the `torch` backend: final norm, vocabulary or labels; tails computed only where needed."""
 
 from __future__ import annotations
 
@@ -13,49 +13,20 @@ from engine_kernels import reference
 LOGIT_ROWS = 256  # rows whose logits exist at once when only the target's log-probability is wanted
 
 
-class TorchVocabulary:
-    """The model's tensors outside the layers."""
+class TorchHead:
+    """The tensors head.* and final_norm of a model."""
 
-    def __init__(self, stack: Stack, weights: dict[str, torch.Tensor], embedding_scale: float) -> None:
-        self.stack = stack
+    def __init__(self, stack: Stack, weights: dict[str, torch.Tensor]) -> None:
+        self.head = stack.head
         self.weights = weights
-        self.embedding_scale = embedding_scale
-        self.device = weights["embedding.0"].device
-        self.pooler = reference.ACTIVATIONS[stack.labels.pooler] if stack.labels is not None and stack.labels.pooler else None
-        self.transform = reference.ACTIVATIONS[stack.transform] if stack.transform is not None else None
+        self.pooler = reference.ACTIVATIONS[stack.head.pooler] if stack.head.pooler is not None else None
+        self.transform = reference.ACTIVATIONS[stack.head.transform] if stack.head.transform is not None else None
 
-    def embed(self, ids: np.ndarray, positions: np.ndarray | None, token_types: np.ndarray | None) -> torch.Tensor:
-        """ids, positions, token_types [rows] → [rows, hidden] float32: the tokens' rows, what the model adds to them, a norm."""
-        plan = self.stack.embedding
-        hidden = self._rows(ids)
-        if positions is not None:
-            hidden = hidden + self.weights["embedding.positions"][torch.from_numpy(positions).to(self.device)].float()
-        if plan.token_types:
-            types = torch.zeros(len(ids), dtype=torch.int64) if token_types is None else torch.from_numpy(token_types)
-            hidden = hidden + self.weights["embedding.token_types"][types.to(self.device)].float()
-        if plan.norm_eps is None:
-            return hidden
-        return reference.layer_norm(hidden, self.weights["embedding.norm"], self.weights["embedding.norm_bias"], plan.norm_eps)
-
-    def _rows(self, tokens: np.ndarray) -> torch.Tensor:
-        """[rows, hidden] float32: each cluster's rows projected together, times the scale."""
-        ids = torch.from_numpy(tokens).to(self.device)
-        hidden = torch.zeros((len(ids), self.stack.hidden), device=self.device)
-        for index, cluster in enumerate(self.stack.inputs):
-            inside = torch.nonzero((ids >= cluster.start) & (ids < cluster.start + cluster.size))[:, 0]
-            if not len(inside):
-                continue
-            rows = self.weights[f"embedding.{index}"][ids[inside] - cluster.start]
-            if cluster.projected:
-                rows = reference.linear(rows, self.weights[f"embedding.{index}.projection"], None)
-            hidden = hidden.index_put((inside,), rows.float() * self.embedding_scale)
-        return hidden
-
-    def finish(self, hidden: torch.Tensor) -> torch.Tensor:
+    def final_norm(self, hidden: torch.Tensor) -> torch.Tensor:
         """The final norm, where the model has one."""
-        if self.stack.final_norm_eps is None:
+        if self.head.final_norm_eps is None:
             return hidden
-        return reference.layer_norm(hidden, self.weights["final_norm"], self.weights["final_norm_bias"], self.stack.final_norm_eps)
+        return reference.layer_norm(hidden, self.weights["final_norm"], self.weights["final_norm_bias"], self.head.final_norm_eps)
 
     def result(self, hidden: torch.Tensor, batch: Batch, groups: Groups) -> StepResult:
         """What the batch wants of the hidden rows [rows, hidden]."""
@@ -77,9 +48,9 @@ class TorchVocabulary:
 
     def logits(self, hidden: torch.Tensor, first_rows: torch.Tensor) -> torch.Tensor:
         """Of labels [rows, labels], pooled [sequences, labels]; of the vocabulary [rows, vocab]."""
-        if self.stack.labels is None:
+        if not self.head.labels:
             return self._linear(self._projected(self._transformed(hidden), 0), "head.0", "head.0.bias")
-        if self.stack.labels.pooled:
+        if self.head.pooled:
             hidden = hidden[first_rows]
         if self.pooler is not None:
             hidden = self.pooler(self._linear(hidden, "head.pooler", "head.pooler_bias"))
@@ -90,14 +61,14 @@ class TorchVocabulary:
             return hidden
         hidden = self.transform(self._linear(hidden, "head.transform", "head.transform_bias"))
         gain, bias = self.weights["head.transform_norm"], self.weights["head.transform_norm_bias"]
-        return reference.layer_norm(hidden, gain, bias, self.stack.transform_eps)
+        return reference.layer_norm(hidden, gain, bias, self.head.transform_eps)
 
     def head_log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, n0 + tails]: log-softmax over the first cluster's words and the tails' entries."""
         first = self._projected(hidden, 0)
         logits = self._linear(first, "head.0", "head.0.bias")
-        if len(self.stack.outputs) > 1:
-            entries = self._linear(hidden if self.stack.clusters_read_hidden else first, "head.clusters", "head.clusters_bias")
+        if len(self.head.clusters) > 1:
+            entries = self._linear(hidden if self.head.clusters_read_hidden else first, "head.clusters", "head.clusters_bias")
             logits = torch.cat((logits, entries), dim=-1)
         return reference.log_softmax(logits)
 
@@ -109,8 +80,8 @@ class TorchVocabulary:
     def log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, vocab]."""
         head = self.head_log_probs(hidden)
-        parts = [head[:, : self.stack.outputs[0].size]]
-        for index, cluster in enumerate(self.stack.outputs[1:], start=1):
+        parts = [head[:, : self.head.clusters[0].size]]
+        for index, cluster in enumerate(self.head.clusters[1:], start=1):
             parts.append(head[:, cluster.entry, None] + self.tail_log_probs(hidden, index))
         return torch.cat(parts, dim=-1)
 
@@ -118,7 +89,7 @@ class TorchVocabulary:
         """[rows]: -log p(target), NaN where the target is -1; a tail is computed only for the rows whose target is in it."""
         head = self.head_log_probs(hidden)
         nll = torch.full((len(targets),), torch.nan, device=hidden.device)
-        for index, cluster in enumerate(self.stack.outputs):
+        for index, cluster in enumerate(self.head.clusters):
             rows = torch.nonzero((targets >= cluster.start) & (targets < cluster.start + cluster.size))[:, 0]
             if not len(rows):
                 continue
@@ -141,16 +112,16 @@ class TorchVocabulary:
 class TorchNextToken:
     """runner.NextToken over the last hidden row of each sequence."""
 
-    def __init__(self, vocabulary: TorchVocabulary, hidden: torch.Tensor, head: torch.Tensor) -> None:
+    def __init__(self, model_head: TorchHead, hidden: torch.Tensor, head: torch.Tensor) -> None:
         """hidden [sequences, hidden] after the final norm, head its head_log_probs."""
-        self._vocabulary = vocabulary
+        self._model_head = model_head
         self._hidden = hidden
         self.head = _host(head)
 
     def tail(self, cluster: int, sequences: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             rows = torch.from_numpy(np.asarray(sequences, np.int64)).to(self._hidden.device)
-            return _host(self._vocabulary.tail_log_probs(self._hidden[rows], cluster))
+            return _host(self._model_head.tail_log_probs(self._hidden[rows], cluster))
 
 
 def _host(tensor: torch.Tensor) -> np.ndarray:

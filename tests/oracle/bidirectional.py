@@ -1,4 +1,4 @@
-"""Attention of a whole sequence in float64 loops, and the activations a number at a time."""
+"""Bidirectional attention of a sequence in float64 loops, and the activations a number at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 
-def attend_whole(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+def attend_bidirectional(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
     """query, keys, values [B, H, T, D] → the same shape: each row's weighted mean of all values (arXiv 1706.03762, equation 1)."""
     out = np.zeros(query.shape)
     for b, h, t in np.ndindex(query.shape[:3]):
