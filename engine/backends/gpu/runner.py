@@ -87,7 +87,7 @@ class GpuRunner:
                 inputs = self.vocabulary.inputs(ids, positions, types)
                 if batch.want == "next":
                     hidden, head = self._next(inputs, batch.slots, batch.starts)
-                    if len(self.stack.head.clusters) > 1:  # tails are asked for later, when another step may have written over the hidden rows
+                    if len(self.stack.head.clusters) > 1:  # tails are asked for later: another step may then have written over it
                         hidden = hidden.clone()
                     return StepResult(next=TorchNextToken(self.vocabulary, hidden, head))
                 (hidden,) = self._decode(inputs, batch.slots, batch.starts)  # read to the end below, before any other step

@@ -18,8 +18,8 @@ import engine
 from engine.backends.fold import fold
 from engine.backends.gpu.recording import Replay, Results
 from engine.backends.gpu.runner import GpuRunner
-from engine.backends.torch.runner import tensors_of
 from engine.backends.torch.embedding import TorchEmbedding
+from engine.backends.torch.runner import tensors_of
 from engine.errors import EngineError
 from engine_kernels.backends import no_gpu
 from tests.kernels.triton.test_runner import triton_runner

@@ -1,10 +1,10 @@
 // attend_ring: one row per sequence merges the splits and streams the keys its ring holds, on vector units: one row has
 // no use for matrix units.
 #include "cuda/attention/attention.h"
+#include "cuda/attention/visibility.h"
 #include "cuda/fragments.h"
 #include "cuda/launch.h"
 #include "cuda/sizes.h"
-#include "cuda/attention/visibility.h"
 
 namespace cuda {
 namespace {

@@ -2,10 +2,10 @@
 #include <algorithm>
 
 #include "cuda/attention/attention.h"
+#include "cuda/attention/visibility.h"
 #include "cuda/fragments.h"
 #include "cuda/launch.h"
 #include "cuda/sizes.h"
-#include "cuda/attention/visibility.h"
 
 namespace cuda {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "cuda/linear/activation.h"
 #include "cuda/device.h"
+#include "cuda/linear/activation.h"
 
 namespace cuda {
 

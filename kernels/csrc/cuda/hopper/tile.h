@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
+#include "cuda/attention/visibility.h"
 #include "cuda/hopper/attend.h"
 #include "cuda/hopper/ring.h"
-#include "cuda/attention/visibility.h"
 
 namespace cuda {
 

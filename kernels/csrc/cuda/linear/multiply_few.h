@@ -4,8 +4,8 @@
 // before the kernel that makes the rows has ended.
 #pragma once
 
-#include "cuda/rows.h"
 #include "cuda/attention/store.h"
+#include "cuda/rows.h"
 
 namespace cuda {
 

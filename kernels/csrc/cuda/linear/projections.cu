@@ -1,10 +1,10 @@
 #include "cuda/linear/projections.h"
 
+#include "cuda/attention/store.h"
 #include "cuda/launch.h"
 #include "cuda/linear/multiply_few.h"
 #include "cuda/linear/multiply_many.h"
 #include "cuda/rows.h"
-#include "cuda/attention/store.h"
 
 namespace cuda {
 namespace {
