@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 from engine.backends.plan import compile_stack
 from engine.checkpoint import Checkpoint
@@ -132,7 +133,8 @@ class Encoder:
 def _padded(rows: torch.Tensor, seen: torch.Tensor, heads: int) -> torch.Tensor:
     """rows [tokens, heads · D] → [B, heads, T, D], zeros where nothing is seen."""
     padded = rows.new_zeros((*seen.shape, rows.shape[-1])).masked_scatter(seen[..., None], rows)
-    return padded.reshape(*seen.shape, heads, -1).transpose(1, 2)
+    split: torch.Tensor = rearrange(padded, "text row (head dim) -> text head row dim", head=heads)
+    return split
 
 
 def require_encoder(spec: ModelSpec) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 from engine_kernels.ops import AttentionTables, Visibility
 
@@ -141,8 +142,9 @@ def _biased(query: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
 
 def _band(scores: torch.Tensor, reach: int) -> torch.Tensor:
     """[.., R, W + R - 1] → [.., R, W]: row r keeps columns r .. r + W - 1, by reading rows one element longer than they are."""
-    rows, width = scores.shape[-2:]
-    longer = F.pad(scores.flatten(-2), (0, rows)).reshape(*scores.shape[:-2], rows, width + 1)
+    rows = scores.shape[-2]
+    one_line = F.pad(rearrange(scores, "... row key -> ... (row key)"), (0, rows))
+    longer: torch.Tensor = rearrange(one_line, "... (row key) -> ... row key", row=rows)  # [.., R, W + R]
     return longer[..., :reach]
 
 
@@ -150,7 +152,9 @@ def _unband(weights: torch.Tensor) -> torch.Tensor:
     """[.., R, W] → [.., R, W + R - 1]: the inverse of _band, zero outside the band."""
     rows, reach = weights.shape[-2:]
     width = reach + rows - 1
-    return F.pad(weights, (0, rows)).flatten(-2)[..., : rows * width].reshape(*weights.shape[:-2], rows, width)
+    one_line = rearrange(F.pad(weights, (0, rows)), "... row key -> ... (row key)")[..., : rows * width]
+    shorter: torch.Tensor = rearrange(one_line, "... (row key) -> ... row key", row=rows)
+    return shorter
 
 
 def _softmax(scores: torch.Tensor, persistent: torch.Tensor | None, ramp: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:

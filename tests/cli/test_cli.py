@@ -221,7 +221,7 @@ def test_help_is_one_clear_line_and_every_option_has_one(verb: str, monkeypatch:
     assert first.split(None, 1)[1] in " ".join(said.split())
     from typer.main import get_command
 
-    command = get_command(engine.cli.app.app).commands[verb]  # type: ignore[attr-defined]
+    command = get_command(engine.cli.app).commands[verb]  # type: ignore[attr-defined]
     assert [parameter.name for parameter in command.params if not parameter.help] == []
 
 

@@ -124,7 +124,7 @@ def test_wrong_usage_is_status_2() -> None:
 
 
 def test_headcount_bench_is_the_same_command(model: Path) -> None:
-    from engine.cli.app import app
+    from engine.cli import app
 
     done = CliRunner().invoke(app, ["bench", "flops", str(model), "--json"])
     assert done.exit_code == 0, done.exception

@@ -78,7 +78,7 @@ def test_the_package_offers_exactly_these_names() -> None:
         "import engine.loading",
         "import engine.formats.open",
         "import engine.export.onnx",
-        "import engine.cli.app",
+        "import engine.cli.headcount",
         "from engine import convert",
     ],
 )

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from engine.backends.runner import Batch
 from engine_kernels import reference
@@ -48,7 +49,7 @@ class Groups:
 
     def packed(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """The groups' [B, H, T, D] back to [rows, H · D]."""
-        rows = [part.transpose(1, 2).flatten(2).flatten(0, 1) for part in parts]  # [B · T, H · D]
+        rows = [rearrange(part, "sequence head row dim -> (sequence row) (head dim)") for part in parts]
         if len(rows) == 1:
             return rows[0]
         order = torch.cat([group.rows.flatten() for group in self._groups if group.rows is not None])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from engine.backends.plan import Stack
 from engine.backends.runner import Batch, Folded, Limits, Runner, StepResult, fresh_batch, position_rows
@@ -148,13 +149,15 @@ class TorchLayer:
         ]
         mixed = groups.packed(parts)  # [rows, H · D]
         if head_factors is not None:
-            mixed = (mixed.reshape(*query.shape) * head_factors[:, None]).flatten(1)
+            heads = rearrange(mixed, "row (head dim) -> row head dim", head=len(head_factors))
+            mixed = rearrange(heads * head_factors[:, None], "row head dim -> row (head dim)")
         return reference.linear(mixed, self.weights["attention.output"], bias)
 
     def _heads(self, name: str, x: torch.Tensor) -> torch.Tensor:
         assert self.plan.attention is not None
         rows = reference.linear(x, self.weights[f"attention.{name}"], self.weights.get(f"attention.{name}_bias"))
-        return rows.reshape(len(x), self.plan.attention.heads, self.plan.attention.head_dim)
+        heads: torch.Tensor = rearrange(rows, "row (head dim) -> row head dim", head=self.plan.attention.heads)
+        return heads
 
     def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         up, down = self.weights["feed_forward.up"], self.weights["feed_forward.down"]
