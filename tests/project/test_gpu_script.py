@@ -107,7 +107,8 @@ def test_faults_are_contained_and_reported_and_later_steps_run(
     assert set(found.values()) == {("green", "")} and len(found) == len(table) - 5
     assert summary["success"] is True and code == 0 and summary["running"] == []
     failures = {step["name"]: step["failures"] for step in summary["steps"] if step["failures"]}
-    assert failures["planted: test_hang"] == [["tools/gpu/planted.py::test_hang", "was running"]]
+    for name in ("test_hang", "test_crash"):
+        assert failures[f"planted: {name}"] == [[f"tools/gpu/planted.py::{name}", "was running"]]
     assert "max |result - oracle|" in failures["planted: test_wrong_answer"][0][1]
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
     log = (out / "log.txt").read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ from tools.gpu.steps import Step
 ALLOWED_SKIPS = ("there is a GPU", "a GPU records in earnest")  # the reasons of tests for machines without one
 SUCCESS = ("smoke", "replays")
 FILES = ("facts.txt", "build.log", "log.txt", "smoke.md", "junit.xml", "gpu.json", "gpu.md", "summary.json")
-TEST = re.compile(rb"^((?:tests|tools)/\S+\.py::.*?\S) *(?:$| (?:PASSED|FAILED|SKIPPED|ERROR)\b)", re.MULTILINE)  # by pytest -v
+TEST = re.compile(rb"^((?:tests|tools)/\S+\.py::\w+(?:\[.*?\](?=\s|$))?)", re.MULTILINE)  # as pytest -v names them
 Case = tuple[str, str]  # a test, and what it says
 
 

@@ -125,6 +125,7 @@ class Runner:
 
     def _environment(self, step: Step) -> dict[str, str]:
         folders = [self._way.trapping, *self._way.modules] if step.trapping else self._way.modules
+        folders = () if step.kind == "build" else folders  # or what was built before would pass for installed
         path = os.pathsep.join([*(str(FOLDER / name) for name in folders), *filter(None, [os.environ.get("PYTHONPATH")])])
         threads = str(max(1, (os.cpu_count() or 1) // 4))
         return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": threads, **step.environment}
