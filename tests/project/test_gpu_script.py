@@ -86,6 +86,7 @@ def test_faults_are_contained_and_reported_and_later_steps_run(
         says("build", "build", "print('compiled')", file="build.log"),
         *(replace(step, limit=9) if step.name.endswith("hang") else step for step in planted()),
         says("loud", "hunt", "print('x' * 2**20, 'the end')"),
+        says("no figure", "figures", "print('none')"),
         says("needs a red family", "figures", "print('never')", needs=("build", "planted")),
         says("a tool that is not here", "hunt", "", needs=("build",)),
         *(says(f"at once {n}", "smoke", "import time; time.sleep(1)", together="pair", needs=("build",)) for n in range(2)),
@@ -103,8 +104,9 @@ def test_faults_are_contained_and_reported_and_later_steps_run(
     for name, status in PLANTED.items():
         assert found.pop(f"planted: {name}")[0] == status
     assert found.pop("needs a red family") == ("not run", "planted not green")
+    assert found.pop("no figure") == ("red", "no figure")
     assert found.pop("a tool that is not here") == ("red", "no-such-tool: No such file or directory")
-    assert set(found.values()) == {("green", "")} and len(found) == len(table) - 5
+    assert set(found.values()) == {("green", "")} and len(found) == len(table) - 6
     assert summary["success"] is True and code == 0 and summary["running"] == []
     failures = {step["name"]: step["failures"] for step in summary["steps"] if step["failures"]}
     for name in ("test_hang", "test_crash"):

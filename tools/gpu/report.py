@@ -54,6 +54,8 @@ def outcome(step: Step, end: End, own: Path, words: bytes, *, demand: bool) -> R
         status, why = "red", f"{len(failures)} of {tests} tests" if failures else f"it ended with {end.code}"
     elif lacking := [reason for _, reason in skipped if (demand or len(skipped) == tests) and not reason.endswith(ALLOWED_SKIPS)]:
         status, why = "red", f"{len(lacking)} tests were skipped: {lacking[0]}"
+    elif step.kind == "figures" and not (record := _record(own)).get("figures"):
+        status, why = "red", "; ".join(["no figure", *map(_first, record.get("missing", ()))])
     if status in ("hung", "died") and suite is None and (running := TEST.findall(words)):
         failures = [(running[-1].decode(), "was running")]
     return Result(step, status, end.seconds, why, tests, tuple(failures), tuple(skipped), suite)
@@ -73,6 +75,15 @@ def _read(file: Path) -> tuple[xml.Element | None, int, list[Case], list[Case]]:
         failures += [(name, _first(bad.get("message"))) for kind in ("failure", "error") for bad in case.findall(kind)]
         skipped += [(name, _first(left.get("message"))) for left in case.findall("skipped")]
     return suite, len(cases), failures, skipped
+
+
+def _record(own: Path) -> dict[str, Any]:
+    """What the benchmark has written so far."""
+    try:
+        record: dict[str, Any] = json.loads((own / "gpu.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record
 
 
 def _first(message: str | None) -> str:
@@ -125,13 +136,11 @@ class Report:
 
     def collect(self, step: Step, own: Path) -> None:
         """Figures that a step has written since they were last looked at."""
-        try:
-            found = json.loads((own / "gpu.json").read_text(encoding="utf-8"))
-            table = (own / "gpu.md").read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            return
-        if self._figures.get(step.name) != found:
-            self._figures[step.name], self._tables[step.name] = found, table
+        found = _record(own)
+        if found and self._figures.get(step.name) != found:
+            table = own / "gpu.md"
+            self._figures[step.name] = found
+            self._tables[step.name] = table.read_text(encoding="utf-8") if table.exists() else ""
             write(self._out / "gpu.json", json.dumps(self._figures, indent=1) + "\n")
             write(self._out / "gpu.md", "\n".join(f"# {name}\n\n{table}" for name, table in self._tables.items()))
 
