@@ -136,11 +136,10 @@ class Report:
 
     def collect(self, step: Step, own: Path) -> None:
         """Figures that a step has written since they were last looked at."""
-        found = _record(own)
-        if found and self._figures.get(step.name) != found:
-            table = own / "gpu.md"
-            self._figures[step.name] = found
-            self._tables[step.name] = table.read_text(encoding="utf-8") if table.exists() else ""
+        found, file = _record(own), own / "gpu.md"
+        table = file.read_text(encoding="utf-8") if file.exists() else ""
+        if found and (self._figures.get(step.name), self._tables.get(step.name)) != (found, table):
+            self._figures[step.name], self._tables[step.name] = found, table
             write(self._out / "gpu.json", json.dumps(self._figures, indent=1) + "\n")
             write(self._out / "gpu.md", "\n".join(f"# {name}\n\n{table}" for name, table in self._tables.items()))
 
