@@ -35,7 +35,8 @@ def main(way: str) -> None:
         return
     target, stamp = FOLDER / way, FOLDER / f"{way}.state"
     if not (stamp.exists() and stamp.read_text() == state(options)):
-        shutil.rmtree(target, ignore_errors=True)
+        for folder in (target, FOLDER / f"{way}.build"):
+            shutil.rmtree(folder, ignore_errors=True)
         stamp.unlink(missing_ok=True)
         _install(way, options, target)
     found = _import(modules, target)
