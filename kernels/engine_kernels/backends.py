@@ -54,6 +54,8 @@ class Wanted:
 Probe = Callable[[Wanted], str | None]
 
 
+# What a GPU has run: the file of bench/results that says so. None: nothing yet, so `auto` passes it over and README.md says untried.
+TRIED: dict[str, str | None] = {"cuda": None, "triton": None}
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA's driver, AMD's, and either under WSL
 
 
@@ -70,8 +72,10 @@ def interpreted() -> bool:
 
 
 def emulated() -> bool:
-    """Whether the CUDA kernels run on a CPU that plays a GPU, for tests: ENGINE_CUDA_EMULATED."""
-    return _is_set("ENGINE_CUDA_EMULATED")
+    """Whether the CUDA kernels run in the emulator, for tests: HEADCOUNT_CUDA_EMULATED; KernelError where its old name is set."""
+    if os.environ.get("ENGINE_CUDA_EMULATED"):
+        raise KernelError("ENGINE_CUDA_EMULATED", "its new name HEADCOUNT_CUDA_EMULATED", "the old one")
+    return _is_set("HEADCOUNT_CUDA_EMULATED")
 
 
 def _is_set(variable: str) -> bool:
@@ -79,7 +83,7 @@ def _is_set(variable: str) -> bool:
 
 
 def _probe_cuda(wanted: Wanted) -> str | None:
-    if not wanted.named:
+    if not wanted.named and TRIED["cuda"] is None:
         return "its kernels have not run on a GPU yet: it runs when named, backend='cuda'"
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed: pip install 'headcount[torch]'"
@@ -94,7 +98,7 @@ def _probe_cuda(wanted: Wanted) -> str | None:
 
 def _no_emulated_gpu(wanted: Wanted) -> str | None:
     if wanted.device not in ("auto", "cpu"):
-        return f"the emulated GPU (ENGINE_CUDA_EMULATED) is the CPU, and device={wanted.device!r} was asked for"
+        return f"the emulated GPU (HEADCOUNT_CUDA_EMULATED) is the CPU, and device={wanted.device!r} was asked for"
     if importlib.util.find_spec("engine_kernels._cuda_emulated") is None:
         return "the module _cuda_emulated is not there: install with the CMake option HEADCOUNT_EMULATED_CUDA=ON"
     return None
@@ -120,7 +124,7 @@ def _no_nvidia_gpu(wanted: Wanted) -> str | None:
 
 
 def _probe_triton(wanted: Wanted) -> str | None:
-    if not wanted.named:
+    if not wanted.named and TRIED["triton"] is None:
         return "its tests have not run on a GPU yet: it runs when named, backend='triton'"
     if any(importlib.util.find_spec(module) is None for module in ("torch", "triton")):
         return "PyTorch and Triton are not both installed: pip install 'headcount[gpu]'"

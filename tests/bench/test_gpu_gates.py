@@ -37,7 +37,7 @@ CPU, ROOT = torch.device("cpu"), Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ENGINE_CUDA_EMULATED", "1")
+    monkeypatch.setenv("HEADCOUNT_CUDA_EMULATED", "1")
 
 
 def run_of(section: str, **sizes: tuple[int, ...]) -> tuple[Run, list[dict[str, Any]]]:

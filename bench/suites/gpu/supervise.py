@@ -25,7 +25,7 @@ STACKS = ("Timeout (", "Fatal Python error")  # how faulthandler begins what it 
 
 def environment(*, interpret: bool) -> dict[str, str]:
     """Of a child: it imports what this process can, and decides between a GPU and the interpreter before triton is imported."""
-    chosen = {"TRITON_INTERPRET": str(int(interpret)), "ENGINE_CUDA_EMULATED": str(int(interpret))}
+    chosen = {"TRITON_INTERPRET": str(int(interpret)), "HEADCOUNT_CUDA_EMULATED": str(int(interpret))}
     return {**os.environ, **chosen, "PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, sys.path)])}
 
 

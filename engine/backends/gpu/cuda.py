@@ -32,7 +32,7 @@ def build(stack: Stack, folded: Folded, limits: Limits) -> Runner:
     except RuntimeError:
         raise BackendUnavailable(Problem("device", "auto, cuda or cuda:N", repr(name))) from None
     if device.type != ("cpu" if emulated() else "cuda"):
-        raise BackendUnavailable(Problem("device", "a GPU, or the CPU under ENGINE_CUDA_EMULATED=1", repr(name)))
+        raise BackendUnavailable(Problem("device", "a GPU, or the CPU under HEADCOUNT_CUDA_EMULATED=1", repr(name)))
     try:
         return CudaRunner(stack, folded, torch_dtype(limits.dtype), device, CudaKernels(device))
     except KernelError as error:

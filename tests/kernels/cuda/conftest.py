@@ -23,7 +23,7 @@ EMULATED = no_gpu() is not None
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     if EMULATED:
         pytest.importorskip("engine_kernels._cuda_emulated", reason="the module _cuda_emulated is not built")
-        monkeypatch.setenv("ENGINE_CUDA_EMULATED", "1")
+        monkeypatch.setenv("HEADCOUNT_CUDA_EMULATED", "1")
     else:
         demand_module()
 

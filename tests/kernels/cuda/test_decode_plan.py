@@ -34,7 +34,7 @@ PLACED = [*((count, 8) for count in range(12, 17)), *((count, 4) for count in ra
 def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The emulated module, also where there is a GPU: its clusters are what a test says."""
     module = pytest.importorskip("engine_kernels._cuda_emulated", reason="the module _cuda_emulated is not built")
-    monkeypatch.setenv("ENGINE_CUDA_EMULATED", "1")
+    monkeypatch.setenv("HEADCOUNT_CUDA_EMULATED", "1")
     yield module
     module.set_clusters({2: 2})
 

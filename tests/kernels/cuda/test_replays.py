@@ -10,8 +10,8 @@ from engine.backends.gpu.runner import GpuRunner
 from tests.kernels.cuda.test_decode import wide
 from tests.kernels.cuda.test_runner import rounded, runner_of
 from tests.kernels.cuda.test_smoke import model_of
-from tests.kernels.replays import check_layers, check_next_token
 from tests.support.random_specs import random_checkpoint
+from tests.support.replays import check_layers, check_next_token
 
 by_rows = pytest.mark.parametrize("rows", [1, 5])
 by_model = pytest.mark.parametrize("model", ["published", "random"])

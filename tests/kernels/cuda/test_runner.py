@@ -111,15 +111,15 @@ def test_what_it_cannot_run_is_refused_with_its_reason(monkeypatch: pytest.Monke
     assert "heads of 12" in refusal(Wanted(head_dims=(64, 12)))
     assert "heads of 136" in refusal(Wanted(head_dims=(136,)))
     assert "int8" in refusal(Wanted(quantization="int8"))
-    if os.environ.get("ENGINE_CUDA_EMULATED") == "1":
+    if os.environ.get("HEADCOUNT_CUDA_EMULATED") == "1":
         assert "device='cuda'" in refusal(Wanted(device="cuda"))
-    monkeypatch.delenv("ENGINE_CUDA_EMULATED", raising=False)
+    monkeypatch.delenv("HEADCOUNT_CUDA_EMULATED", raising=False)
     assert "runs on GPUs" in refusal(Wanted(device="cpu"))
 
 
 @pytest.mark.skipif(no_gpu() is None, reason="there is a GPU")
 def test_without_a_gpu_or_the_module_loading_fails_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ENGINE_CUDA_EMULATED")
+    monkeypatch.delenv("HEADCOUNT_CUDA_EMULATED")
     with pytest.raises(engine.errors.BackendUnavailable, match="no GPU driver"):
         engine.load(FIXTURES / "txl" / "model.pt", backend="cuda")
     monkeypatch.setattr("engine_kernels.backends.GPU_FILES", ("/",))  # as if there were one

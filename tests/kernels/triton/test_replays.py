@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'headcount[gpu]'", exc_type=ImportError)
 
-from tests.kernels.replays import check_layers, check_next_token
 from tests.kernels.triton.test_runner import triton_runner
+from tests.support.replays import check_layers, check_next_token
 
 by_rows = pytest.mark.parametrize("rows", [1, 5])
 
