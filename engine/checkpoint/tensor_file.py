@@ -128,7 +128,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         except (OSError, ValueError) as error:
             raise CheckpointError(Problem(str(path), "a file that can be mapped", str(error))) from error
     if data.size != start + max(entry.stop for entry in entries.values()):
-        raise CheckpointError(Problem(str(path), "a file nobody is writing to", "one that changed while it was read"))
+        raise CheckpointError(Problem(str(path), "a file that is not being written to", "one that changed while it was read"))
     return {name: _view(data[start + entry.start : start + entry.stop], entry) for name, entry in entries.items()}
 
 

@@ -96,7 +96,7 @@ def spinner(what: str, quiet: bool) -> Any:
 
 @contextmanager
 def progress_bar(what: str, quiet: bool) -> Iterator[Any]:
-    """A function (done, total) that moves a bar on standard error; None where there is nobody to see it."""
+    """A function (done, total) that moves a bar on standard error; None where that is no terminal."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -110,7 +110,7 @@ def progress_bar(what: str, quiet: bool) -> Iterator[Any]:
 
 @contextmanager
 def progress_bars(quiet: bool) -> Iterator[Any]:
-    """A function (what) that begins a bar and returns its (done, total); one that gives None where there is nobody to see it."""
+    """A function (what) that begins a bar and returns its (done, total); one that gives None where that is no terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda what: None
         return

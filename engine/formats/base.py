@@ -101,7 +101,7 @@ class SourceTensors:
         self._left.pop(name, None)
 
     def ignore_outside(self, prefix: str) -> list[str]:
-        """Mark every tensor nobody asked for whose name does not start with `prefix` as seen; their names, sorted."""
+        """Mark every tensor not asked for whose name does not start with `prefix` as seen; their names, sorted."""
         outside = sorted(name for name in self._left if not name.startswith(prefix))
         for name in outside:
             self.ignore(name)
@@ -116,7 +116,7 @@ class SourceTensors:
         return index
 
     def finish(self) -> None:
-        """Add a problem for every tensor nobody asked for."""
+        """Add a problem for every tensor that was not asked for."""
         self._problems.extend(Problem(name, "no such tensor in this format", str(list(self._tensors[name].shape))) for name in self._left)
 
 

@@ -29,7 +29,7 @@ def provenance() -> dict[str, Any]:
 
 def commit() -> dict[str, Any]:
     """{"id", "dirty"} of the source tree; results and documents, which a run changes, do not count. None where installed."""
-    if not (ROOT / "pyproject.toml").is_file():  # installed: the folder above belongs to somebody else
+    if not (ROOT / "pyproject.toml").is_file():  # installed: the folder above is not ours
         return {"id": None, "dirty": None}
     identity = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--", ".", ":!bench/results", ":!README.md", ":!docs")

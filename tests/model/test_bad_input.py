@@ -138,7 +138,7 @@ def test_weights_that_are_no_floating_point_numbers(dtype: str, source: Path, tm
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float64", "float8", "", "bf 16"])
-def test_dtype_nobody_runs(dtype: str, compact: Path, source: Path) -> None:
+def test_dtype_that_no_backend_runs(dtype: str, compact: Path, source: Path) -> None:
     for path in (compact, source):
         with pytest.raises(InputError, match="dtype: expected"):
             engine.load(path, dtype=dtype)

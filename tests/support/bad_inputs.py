@@ -237,7 +237,7 @@ def weights_that_are_not_finite(folder: Path) -> None:
 
 
 @case
-def a_format_nobody_has(folder: Path) -> None:
+def a_format_there_is_not(folder: Path) -> None:
     engine.convert(write_source(folder), folder / "out", format="gguf")
 
 

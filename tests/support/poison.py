@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every tensor a launcher asks for without a value holds NaN, so that a place nobody writes cannot pass for a zero."""
+    """Every tensor a launcher asks for without a value holds NaN, so that a place that is not written cannot pass for a zero."""
     torch = pytest.importorskip("torch")
 
     def poisoned(make: Any) -> Any:

@@ -1,4 +1,4 @@
-"""An architecture that nobody has, added as CONTRIBUTING's recipe says: this module, and one row `"toy": TOY` of ARCHITECTURES.
+"""An architecture that does not exist, added as CONTRIBUTING's recipe says: this module, and one row `"toy": TOY` of ARCHITECTURES.
 
 An encoder without biases and trained norms, whose queries, keys and values lie in one matrix and whose tensors are called as no other's.
 """

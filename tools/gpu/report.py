@@ -15,7 +15,7 @@ from typing import Any
 from tools.gpu.processes import End
 from tools.gpu.steps import Step
 
-ALLOWED_SKIPS = ("there is a GPU", "a GPU records in earnest")  # the reasons of tests for machines without one
+ALLOWED_SKIPS = ("there is a GPU", "a GPU records its own steps")  # the reasons of tests for machines without one
 SUCCESS = ("smoke", "replays")
 FILES = ("facts.txt", "build.log", "log.txt", "smoke.md", "junit.xml", "gpu.json", "gpu.md", "summary.json")
 TEST = re.compile(rb"^((?:tests|tools)/\S+\.py::\w+(?:\[.*?\](?=\s|$))?)", re.MULTILINE)  # as pytest -v names them

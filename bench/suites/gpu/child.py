@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def die_with_the_parent() -> None:
-    """SIGKILL when the parent ends, however it ends: nothing may keep the GPU that nobody watches."""
+    """SIGKILL when the parent ends, however it ends: nothing may keep the GPU once it is not watched."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -153,7 +153,7 @@ def _layer(family: Family, source: SourceTensors, theirs: str, ours: str, hidden
 
 
 def layer_spec(heads: Heads, kept: tuple[int, ...], width: int, activation: Activation, eps: float) -> LayerSpec:
-    """A layer that sees both ways, its norms behind the sums."""
+    """A bidirectional layer, its norms behind the sums."""
     attention = AttentionSpec(
         source_heads=heads.source_heads,
         kept=kept,

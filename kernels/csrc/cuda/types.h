@@ -10,5 +10,5 @@ enum class Activation { none, relu, gelu, gelu_tanh, quick_gelu, silu };
 
 }  // namespace cuda
 
-// A cudaStream_t; on the host that plays a GPU, nothing.
+// A cudaStream_t; on the emulator, nothing.
 using Stream = void*;

@@ -1,4 +1,4 @@
-// Python-free test of the CUDA attention kernels on the host that plays a GPU: against loops in double, in two orders
+// Python-free test of the CUDA attention kernels on the emulator: against loops in double, in two orders
 // of threads, with copies as late and as early as may be, which must change nothing.
 #include <algorithm>
 #include <cmath>
@@ -124,7 +124,7 @@ void check(const Case& c, int splits, bool by_ring) {
   emulated::copies_at_once = false;
 }
 
-// Sequences of an encoder: rows between them belong to nobody and are NaN.
+// Sequences of an encoder: rows between them belong to no sequence and are NaN.
 template <typename T>
 void check_whole(int heads, int d, const std::vector<int64_t>& lengths) {
   constexpr int gap = 2;

@@ -18,7 +18,7 @@ namespace decode = cuda::decode;
 
 namespace {
 
-// A model in the memory of the GPU, its sequences in slots of their own, with a slot between them that is nobody's.
+// A model in the memory of the GPU, its sequences in slots of their own, with a spare slot between them.
 template <typename T>
 class Running {
  public:
@@ -170,7 +170,7 @@ std::vector<float> follow(const std::string& name, const std::vector<decode::Lay
     allowed += 4 * eps * largest;  // the tolerance rule of engine_kernels/testing.py
     expect(worst <= allowed, name + ", " + std::to_string(rows) + " rows, token " + std::to_string(token) + ": " +
                                  std::to_string(worst) + " of " + std::to_string(allowed));
-    expect(running.trouble.raised == 0, name + ": nobody gives up");
+    expect(running.trouble.raised == 0, name + ": no block gives up");
     all.insert(all.end(), found.begin(), found.end());
   }
   return all;
@@ -246,7 +246,8 @@ void try_faults() {
       if (item.kind != Kind::rows && item.layer == 2 && item.job == 1) item.job = item.head = 0;
     }
   });
-  expect_refused("bytes nobody consumes", "bytes streamed", [](Schedule& s) { find(s, Kind::output).bytes += 16; });
+  expect_refused("bytes that no item consumes", "bytes streamed",
+                 [](Schedule& s) { find(s, Kind::output).bytes += 16; });
   expect_refused("another piece", "bytes at", [](Schedule& s) { ++find(s, Kind::project).piece[0].at; });
   expect_refused("a piece too many", "pieces", [](Schedule& s) { find(s, Kind::share).pieces = 1; });
   expect_refused("a stage too small", "in a stage", [](Schedule& s) { s.stage_bytes = 4096; });
@@ -269,8 +270,8 @@ void try_faults() {
                  {8, 1});
 }
 
-// A block that has nothing to do meets nobody: the others give up and say where, and the launch ends. They leave with
-// stages issued and not taken: the emulator throws where a block ends before its copies have landed.
+// A block that has nothing to do does not come to the meeting: the others give up and say where, and the launch ends.
+// They leave with stages issued and not taken: the emulator throws where a block ends before its copies have landed.
 void try_missing() {
   emulated_order = 3;
   for (const decode::Machine& machine : {decode::Machine{3, 1}, decode::Machine{2, 2}}) {

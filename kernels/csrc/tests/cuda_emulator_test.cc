@@ -1,4 +1,4 @@
-// Whether the host that plays a GPU finds what it is there to find: each fault is planted in a small kernel that is
+// Whether the emulator finds what it is there to find: each fault is planted in a small kernel that is
 // right without it.
 #include <cmath>
 #include <cstdint>
@@ -88,7 +88,7 @@ void test_missing_wait() {
 void half_waits(int) {
   if (threadIdx.x < 32) device::barrier();
 }
-// A bulk copy nobody waits for, or with the fault away the block does.
+// A bulk copy that is not waited for, or with the fault away the block does.
 void brings_bytes(const float* source, bool wait) {
   auto& barrier = *reinterpret_cast<device::Mbarrier*>(device::shared_memory());
   if (threadIdx.x == 0) {

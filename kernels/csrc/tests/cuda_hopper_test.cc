@@ -1,4 +1,4 @@
-// Python-free test of hopper_attend and of the warpgroup products it is made of, on the host that plays a GPU: against
+// Python-free test of hopper_attend and of the warpgroup products it is made of, on the emulator: against
 // loops in double, in two orders of threads and with copies that arrive at once, which must change nothing.
 #include <algorithm>
 #include <cstdint>
@@ -97,7 +97,7 @@ void check_products() {
   expect(multiply<false>(Slip::none), "a product with columns");
   expect(!multiply<true>(Slip::next_row), "a matrix that begins a row too late");
   expect(!multiply<false>(Slip::next_row), "a matrix that begins a row too late, by columns");
-  expect(!multiply<true>(Slip::no_wait), "a product nobody waited for");
+  expect(!multiply<true>(Slip::no_wait), "a product that was not waited for");
   expect(fails([] { multiply<true>(Slip::no_begin); }), "a product without begin_products");
   expect(fails([] { multiply<true>(Slip::wrong_wait); }), "a wait that leaves what it is for under way");
 }
@@ -141,7 +141,7 @@ void check(const Case& c, bool several_only) {
   emulated_order = 0;
   const std::vector<T> attended = attend(m, several_only);
   const std::string what = c.name + (std::is_same_v<T, bf16> ? ", bfloat16" : ", float16");
-  const auto of_nobody = [&](size_t i) {
+  const auto of_no_sequence = [&](size_t i) {
     const size_t row = i / (c.heads * c.head_dim);
     for (size_t n = 0; n < m.lengths.size(); ++n) {
       if (m.first_rows[n] == static_cast<int64_t>(row)) return several_only && m.lengths[n] == 1;
@@ -152,8 +152,8 @@ void check(const Case& c, bool several_only) {
   double worst = 0;
   for (size_t i = 0; i < attended.size(); ++i) {
     const double error = std::fabs(device::to_float(attended[i]) - m.expected[i]);
-    if (of_nobody(i)) {
-      expect(std::isnan(error), what + ": a row of nobody was written");
+    if (of_no_sequence(i)) {
+      expect(std::isnan(error), what + ": a row of no sequence was written");
       continue;
     }
     wrong += !(error <= m.allowed[i]);

@@ -142,7 +142,7 @@ def launch(run: CudaKernels, parts: list[tuple[Case, Inputs]], chosen: list[int]
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", CASES)
 def test_keeps_to_the_oracle_and_to_its_bits(name: str, dtype: str) -> None:
-    """bfloat16 without the sequences of one row where there are others, whose rows nobody may then write."""
+    """bfloat16 without the sequences of one row where there are others, whose rows must then not be written."""
     parts = draw_several(CASES[name], dtype)
     lengths = [case.rows for case, _ in parts]
     chosen = [n for n, rows in enumerate(lengths) if dtype == "float16" or rows > 1 or max(lengths) == 1]

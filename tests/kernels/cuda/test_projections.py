@@ -42,7 +42,7 @@ def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
     return double(torch.from_numpy(x).to(DTYPES[dtype]))
 
 
-# rows × depth → columns: one row, odd counts, both ways of multiplying on each side of where they change, depths of no multiple of 8.
+# rows × depth → columns: one row, odd counts, both kinds of product on each side of where they change, depths of no multiple of 8.
 SHAPES = [
     *((1, 64, 48), (3, 40, 17), (8, 512, 33), (9, 520, 16), (33, 72, 130), (64, 24, 7), (20, 48, 20)),
     *((65, 136, 65), (131, 31, 70), (2, 7, 3)),

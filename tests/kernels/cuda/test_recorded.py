@@ -13,7 +13,7 @@ from tests.kernels.cuda.test_decode import cuda_runner, wide
 from tests.support import engine_side
 from tests.support.recordings import in_place, once, record_by
 
-emulated_only = pytest.mark.skipif(no_gpu() is None, reason="a GPU records in earnest")
+emulated_only = pytest.mark.skipif(no_gpu() is None, reason="a GPU records its own steps")
 
 
 def step(runner: CudaRunner, slots: list[int], token: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Compiles what the launchers start, for GPUs that are not here: registers, spills, shared memory and matrix instructions of each kernel.
 
 `python -m tests.kernels.triton.ahead` prints the table of docs/kernel-log.md; `--json TARGET` what the tests read; `--warm TARGET` fills
-Triton's cache in as many processes as there are processors. The launchers run unchanged, on tensors nobody computes with; only the start of
+Triton's cache in as many processes as there are processors. The launchers run unchanged, on tensors never computed with; only the start of
 a kernel is replaced by its compilation. Not under TRITON_INTERPRET.
 """
 

@@ -28,7 +28,7 @@ from tests.support.hugging_face_sources import gpt2
 from tests.support.random_specs import random_checkpoint
 from tests.support.recordings import in_place, once, record_by
 
-emulated_only = pytest.mark.skipif(no_gpu() is None, reason="a GPU records in earnest")
+emulated_only = pytest.mark.skipif(no_gpu() is None, reason="a GPU records its own steps")
 PLAIN, ADAPTIVE, TAILS = 127, 30, 69  # seeds of random models: one plain embedding cluster; several; one, and tails in the vocabulary
 
 

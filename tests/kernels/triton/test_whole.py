@@ -30,7 +30,7 @@ def launcher() -> Launcher:
 
 
 def compare(lengths: Sequence[int], heads: int, head_dim: int, dtype: str) -> None:
-    """Sequences apart by a row of NaN, before the first and behind the last too; nobody reads those rows, and nobody writes them."""
+    """Sequences apart by a row of NaN, before the first and behind the last too; those rows are neither read nor written."""
     rng, gap = np.random.default_rng(heads), torch.full((1, heads, head_dim), torch.nan)
     drawn = [[torch.from_numpy(rng.standard_normal((length, heads, head_dim)) * 1.5) for length in lengths] for _ in "qkv"]
     query, keys, values = (torch.cat([gap, *(part for rows in parts for part in (rows, gap))]).to(DEVICE, DTYPES[dtype]) for parts in drawn)

@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(32 * C::warps) rows_kernel(Attention a, Sequen
 
   T* key_tiles = reinterpret_cast<T*>(device::shared_memory());
   T* band_tiles = key_tiles + 4 * Tile::size;
-  // What nobody sees may be anything, and zero times NaN is NaN: it stays zero.
+  // What no row sees may be anything, and zero times NaN is NaN: it stays zero.
   const auto key_row = [&](const void* in_ring, const void* among_new, int j) -> const T* {
     if (j < earliest || j > last) return nullptr;
     if (j >= 0) return static_cast<const T*>(among_new) + fresh_row + j * line;

@@ -172,7 +172,7 @@ DEVICE void add_values(Block<T, D>& b, const Keys<T, D>& keys) {
       if (row >= b.p.rows) continue;
       for (int j = 0; j < keys.item.near; ++j) {
         const float weight = b.scores[row * pitch + keys.column(j)];
-        if (weight == 0) continue;  // whatever stands where nobody sees it
+        if (weight == 0) continue;  // whatever stands where no row sees it
         const T* value = keys.key(row, j, b.fresh_values, keys.context_values) + tile * 8 + b.lane % 4 * 2;
         b.out[i][2 * half] += weight * device::to_float(value[0]);
         b.out[i][2 * half + 1] += weight * device::to_float(value[1]);

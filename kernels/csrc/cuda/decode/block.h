@@ -91,7 +91,7 @@ struct Block {
   }
 
   // All blocks; what they wrote before is seen after. Block 0 adds what makes the sum of all flip the highest bit, so
-  // that nobody has to set it back.
+  // that no block has to set it back.
   DEVICE void meet_grid(int layer) {
     device::barrier();
     if (thread == 0) {

@@ -183,7 +183,7 @@ DEVICE void keep(const Block<T, D>& b, const Item& item) {
 }
 
 // Queries, new keys and values are in every block; nothing is attended to yet. Rings are written after the meeting,
-// which would wait for these stores: nobody in this launch reads them.
+// which would wait for these stores: nothing in this launch reads them.
 template <typename T, int D>
 DEVICE bool share(Block<T, D>& b, const Item& item) {
   for (auto& tile : b.out) {

@@ -1,4 +1,4 @@
-// The names of device.h on a host that plays a GPU: exact fragments, copies that arrive as late or as early as they
+// The names of device.h on the emulator: exact fragments, copies that arrive as late or as early as they
 // may, threads that get on in any order. What it cannot show: memory another thread has written and this one sees too
 // early, bank conflicts, time.
 #pragma once

@@ -33,7 +33,7 @@ inline void arrive_and_expect(Mbarrier& barrier, uint32_t bytes) {
 }
 inline void arrive(Mbarrier& barrier) { arrive_and_expect(barrier, 0); }
 
-// One copy in flight to the barrier arrives, so that nothing comes before somebody waits for it.
+// One copy in flight to the barrier arrives, so that nothing comes before a thread waits for it.
 inline void let_a_copy_arrive(Mbarrier& barrier) {
   auto& flying = emulated::current->block->flying;
   const auto copy =
@@ -86,7 +86,7 @@ T* in_block(T* pointer, int rank) {
 inline uint32_t add_release(uint32_t* sum, uint32_t value) { return std::exchange(*sum, *sum + value); }
 inline uint32_t load_acquire(const uint32_t* sum) { return *sum; }
 inline bool replace_zero(uint32_t* target, uint32_t next) { return *target == 0 && (*target = next, true); }
-// A nanosecond passes whenever somebody asks, and the others get on.
+// A nanosecond passes whenever a thread asks, and the others get on.
 inline uint64_t nanoseconds() {
   static uint64_t now = 0;
   emulated::clock_was_read = true;

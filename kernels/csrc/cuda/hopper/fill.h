@@ -20,7 +20,7 @@ DEVICE void fill_vectors(const TensorMap& keys, const TensorMap& values, const H
     if (threadIdx.x >= 32) {
       ring.fill(step);
     } else {
-      device::warp_barrier();  // nobody gets ahead of the thread that starts the copies
+      device::warp_barrier();  // no lane gets ahead of the thread that starts the copies
     }
   }
 }
@@ -43,7 +43,7 @@ DEVICE void fill_context(const Attention& a, const NewRows& fresh, const HopperT
       if (i >= tile.lead) {
         const int j = tile.earliest + (i - tile.lead) * hopper_keys + row;
         const int slot = tile.offset + j < 0 ? tile.offset + j + a.capacity : tile.offset + j;
-        // What nobody sees may be anything, and zero times NaN is NaN: zeros take its place.
+        // What no row sees may be anything, and zero times NaN is NaN: zeros take its place.
         const bool there = j <= tile.last;
         const int64_t at = (j < 0 ? (tile.ring + slot) * hopper_width : there ? tile.packed_row(a, j) : 0) + piece * 8;
         const void* from_keys = j < 0 ? a.ring_keys : fresh.keys;

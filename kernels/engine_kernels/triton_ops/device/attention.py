@@ -264,7 +264,7 @@ def attend_rows(
     kept = total
     for block in range(-tl.cdiv(tl.maximum(-earliest, 0), BN), 0):
         j = block * BN + tl.arange(0, BN)
-        inside = (j < 0) & (j >= earliest)  # what nobody sees may be anything, and zero times NaN is NaN
+        inside = (j < 0) & (j >= earliest)  # what no row sees may be anything, and zero times NaN is NaN
         slot = offset + j
         slot = tl.where(slot < 0, slot + capacity, slot)
         k = load_matrix(past_keys + ring, slot, inside, D, D, DP)
