@@ -195,7 +195,7 @@ def test_replays_that_differ_are_no_figure(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_counters_are_of_kernels_there_are_and_leave_the_clocks_alone() -> None:
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "kernels" / "csrc" / "cuda").glob("*.cu"))
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "kernels" / "csrc" / "cuda").rglob("*.cu"))
     for kernel, function in counters.FUNCTIONS.items():
         command = counters.command("/bin/ncu", kernel, "bfloat16", Path("/out/file"))
         assert command[:3] == ["/bin/ncu", "--clock-control", "none"] and command[-3:] == ["bench.suites.gpu.counters", kernel, "bfloat16"]

@@ -128,7 +128,7 @@ def attend_whole(kernels: GpuKernels, rows: int, dtype: str) -> None:
     found = double(kernels.attend_whole(given[0], (given[1][:, :, None], given[2][:, :, None]), sequences, np.array(lengths)))
     for first, length in ((0, rows), (rows, lengths[1])):
         one = [tensor[first : first + length].transpose(0, 1)[None] for tensor in given]  # [1, H, T, D]
-        plain, exact = double(reference.attend_whole(*one)), softmax_of(*map(double, one))
+        plain, exact = double(reference.attend_bidirectional(*one)), softmax_of(*map(double, one))
         assert_close(found[first : first + length].swapaxes(0, 1)[None], plain, exact, dtype, f"attend_whole, {length} of {lengths}")
 
 

@@ -62,7 +62,7 @@ def step_of(runner: TorchRunner, batch: int) -> Step:
             continue
         assert isinstance(layer.start, Start)
         heads, head_dim = layer.start.zero_key.shape
-        rings = torch.randn((2, batch, heads, layer.see.reach, head_dim), generator=draw, device=runner.device)
+        rings = torch.randn((2, batch, heads, layer.visibility.reach, head_dim), generator=draw, device=runner.device)
         rings = rings.to(layer.start.zero_key.dtype)
         torch._dynamo.mark_static_address(rings)  # written in place: graphs may then still be used
         layers.append((layer, rings))
@@ -81,10 +81,10 @@ def step_of(runner: TorchRunner, batch: int) -> Step:
                     reference.linear(x, weights[f"attention.{name}"], weights.get(f"attention.{name}_bias")).reshape(shape)
                     for name in ("query", "key", "value")
                 )
-                place = positions % layer.see.reach
+                place = positions % layer.visibility.reach
                 rings[0, order, :, place] = key.to(rings.dtype)
                 rings[1, order, :, place] = value.to(rings.dtype)
-                out = reference.attend_cached(query, rings[0], rings[1], positions, layer.tables, layer.see)
+                out = reference.attend_cached(query, rings[0], rings[1], positions, layer.tables, layer.visibility)
                 hidden = hidden + reference.linear(out.flatten(1), weights["attention.output"], bias)
         return hidden
 
