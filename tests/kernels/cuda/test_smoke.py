@@ -18,11 +18,10 @@ from engine_kernels import cuda_decode
 from engine_kernels.cuda_ops import CudaKernels
 from engine_kernels.testing import EPS, difference, tolerance
 from tests.backends.test_oracle_properties import moved
-from tests.kernels import smoke_cases
 from tests.kernels.cuda.test_projections import by_dtype
 from tests.kernels.cuda.test_runner import rounded, runner_of
 from tests.oracle.model import run
-from tests.support import engine_side
+from tests.support import engine_side, smoke_cases
 from tests.support.attention_cases import DEVICE
 
 by_rows = pytest.mark.parametrize("rows", smoke_cases.ROWS)

@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'headcount[gpu]'", exc_type=ImportError)
 
 from engine_kernels.triton_ops.kernels import TritonKernels
-from tests.kernels import smoke_cases
 from tests.kernels.triton.test_attention import launcher
+from tests.support import smoke_cases
 
 by_rows = pytest.mark.parametrize("rows", smoke_cases.ROWS)
 by_dtype = pytest.mark.parametrize("dtype", ["bfloat16", "float16"] if smoke_cases.GPU else ["float16"])
