@@ -16,7 +16,8 @@ import pytest
 
 from tools.gpu import __main__ as script
 from tools.gpu import run as runner
-from tools.gpu.report import FILES
+from tools.gpu.processes import End
+from tools.gpu.report import FILES, outcome
 from tools.gpu.run import Way
 from tools.gpu.second import FAMILIES, Before, every_branch, second
 from tools.gpu.steps import FIRST, PLANTED, Step, checks, planted
@@ -183,3 +184,24 @@ def test_the_second_command_needs_the_first_ones_folder(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHON": sys.executable, "PATH": "/bin:/usr/bin"}, capture_output=True, text=True)
     assert done.returncode == 2 and "--from: expected the folder of the first command" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("reasons", "demand", "status"),
+    [
+        (["there is a GPU", None], True, "green"),
+        (["there is a GPU", "the module _cuda is not built"], True, "red"),
+        (["the module _cuda is not built", None], True, "red"),
+        (["the module _cuda is not built", None], False, "green"),
+        (["there is a GPU"], False, "red"),
+    ],
+)
+def test_skipped_tests_are_no_success(reasons: list[str | None], demand: bool, status: str, tmp_path: Path) -> None:
+    suite = xml.SubElement(xml.Element("testsuites"), "testsuite")
+    for number, reason in enumerate(reasons):
+        case = xml.SubElement(suite, "testcase", classname="tests.test_it", name=f"test_{number}")
+        if reason is not None:
+            xml.SubElement(case, "skipped", message=reason)
+    (tmp_path / "junit.xml").write_bytes(b"<testsuites>" + xml.tostring(suite) + b"</testsuites>")
+    step = checks("some", "smoke", "project", 15, "tests/test_it.py")
+    assert outcome(step, End(0, False, 1.0), tmp_path, b"", demand=demand).status == status

@@ -15,7 +15,8 @@ from typing import Any
 from tools.gpu.processes import End
 from tools.gpu.steps import Step
 
-ALLOWED_SKIPS = ("there is a GPU", "a GPU records its own steps")  # the reasons of tests for machines without one
+# The reasons of tests for machines without a GPU.
+ALLOWED_SKIPS = ("there is a GPU", "a GPU records its own steps", "the module _cuda_emulated is not built")
 SUCCESS = ("smoke", "replays")
 FILES = ("facts.txt", "build.log", "log.txt", "smoke.md", "junit.xml", "gpu.json", "gpu.md", "summary.json")
 TEST = re.compile(rb"^((?:tests|tools)/\S+\.py::\w+(?:\[.*?\](?=\s|$))?)", re.MULTILINE)  # as pytest -v names them
@@ -52,10 +53,12 @@ def outcome(step: Step, end: End, own: Path, words: bytes, *, demand: bool) -> R
         status, why = "died", f"by signal {-end.code}"
     elif end.code != 0:
         status, why = "red", f"{len(failures)} of {tests} tests" if failures else f"it ended with {end.code}"
-    elif lacking := [reason for _, reason in skipped if (demand or len(skipped) == tests) and not reason.endswith(ALLOWED_SKIPS)]:
+    elif tests and len(skipped) == tests:
+        status, why = "red", f"every test was skipped: {skipped[0][1]}"
+    elif lacking := [reason for _, reason in skipped if demand and not reason.endswith(ALLOWED_SKIPS)]:
         status, why = "red", f"{len(lacking)} tests were skipped: {lacking[0]}"
     elif step.kind == "figures" and not (record := _record(own)).get("figures"):
-        status, why = "red", "; ".join(["no figure", *map(_first, record.get("missing", ()))])
+        status, why = "red", _first("; ".join(["no figure", *record.get("missing", ())]))
     if status in ("hung", "died") and suite is None and (running := TEST.findall(words)):
         failures = [(running[-1].decode(), "was running")]
     return Result(step, status, end.seconds, why, tests, tuple(failures), tuple(skipped), suite)

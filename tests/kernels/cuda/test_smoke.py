@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from engine_kernels import cuda_decode
 from engine_kernels.cuda_ops import CudaKernels
 from engine_kernels.testing import EPS, difference, tolerance
 from tests.backends.test_oracle_properties import moved
+from tests.kernels.cuda.conftest import EMULATED
 from tests.kernels.cuda.test_projections import by_dtype
 from tests.kernels.cuda.test_runner import rounded, runner_of
 from tests.oracle.model import run
@@ -104,9 +107,13 @@ def test_decode_step(kept: str, streams: int, dtype: str, monkeypatch: pytest.Mo
     decode(kept, streams, dtype, monkeypatch)
 
 
-@pytest.mark.parametrize("size", (4, 1) if smoke_cases.GPU else (2,))
-def test_decode_step_in_clusters(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [4, 1])
+def test_decode_step_in_clusters(size: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Of one size alone, and not of the best that fits."""
+    if EMULATED:
+        module: Any = importlib.import_module("engine_kernels._cuda_emulated")
+        request.addfinalizer(lambda: module.set_clusters({2: 2}))
+        module.set_clusters({size: 3})
     monkeypatch.setattr(cuda_decode, "CLUSTERS", (size,))
     monkeypatch.setattr(cuda_decode, "EMULATED_CLUSTERS", (size,))
     decode("three layers", 2, "bfloat16", monkeypatch)
