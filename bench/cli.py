@@ -104,7 +104,7 @@ def cpu(
     """Our native kernels beside PyTorch, torch.compile, ONNX Runtime, OpenVINO and the published algorithm, on the same weights."""
     from bench.suites.cpu import run as cpu_run
 
-    asked = cpu_run.Asked.of(geometry, work, kept, peer, part, batch, threads, rounds, quick)
+    asked = cpu_run.CpuRequest.of(geometry, work, kept, peer, part, batch, threads, rounds, quick)
     cpu_run.run(asked, _folder(out, quick), quiet=quiet)
 
 
@@ -123,7 +123,7 @@ def encoder(
     """A dense and a pruned encoder, ours beside PyTorch, transformers, ONNX Runtime, OpenVINO and CTranslate2, on the same weights."""
     from bench.suites.encoder import run as encoder_run
 
-    asked = encoder_run.Asked.of(geometry, work, peer, threads, rounds, quick)
+    asked = encoder_run.EncoderRequest.of(geometry, work, peer, threads, rounds, quick)
     encoder_run.run(asked, _folder(out, quick), quiet=quiet, as_json=as_json)
 
 
@@ -176,7 +176,7 @@ def gpu(
     from bench.suites.gpu import plan, run
 
     dtype = "float16" if interpret else dtype  # what Triton's interpreter and the CUDA kernels both compute
-    asked = plan.Asked(str(out.resolve()), dtype, interpret, tiny, tuple(batch or ()), tuple(rows or ()))
+    asked = plan.GpuRequest(str(out.resolve()), dtype, interpret, tiny, tuple(batch or ()), tuple(rows or ()))
     found = run.measure(asked, plan.parts_of(asked, section or (), backend or ()), minutes)
     print(found.table())
     if found.failed or found.died:
@@ -214,7 +214,7 @@ def _compare(
 ) -> None:
     """Measure the parts in turn; rows to out/NAME.jsonl, a picture of each part beside them, the tables to the screen."""
     from bench.core import cases, picture, rows
-    from bench.core.engines import Settings
+    from bench.core.engines import EngineSettings
     from bench.suites import compare
     from bench.suites.speedups import speedups
     from engine.measure.clock import bar
@@ -223,7 +223,7 @@ def _compare(
     parts = part or ["layers"]
     if unknown := [p for p in parts if p not in ("layers", "model")]:
         raise InputError(Problem("part", "layers or model", ", ".join(unknown)))
-    settings = Settings.resolved(*engine)
+    settings = EngineSettings.resolved(*engine)
     labels = {"bench": name, "geometry": shape.name, **provenance()}
     failed: list[str] = []
     for each in parts:
@@ -242,9 +242,9 @@ def _compare(
 
 
 def _plan(rounds: int | None, quick: bool) -> Any:
-    from bench.suites.compare import Plan
+    from bench.suites.compare import ComparisonPlan
 
-    plan = Plan(rounds=3, warmup=1, decoded=2) if quick else Plan()
+    plan = ComparisonPlan(rounds=3, warmup=1, decoded=2) if quick else ComparisonPlan()
     return plan if rounds is None else replace(plan, rounds=rounds)
 
 

@@ -15,7 +15,7 @@ from engine_kernels.backends import Wanted
 
 
 @dataclass(frozen=True)
-class Settings:
+class EngineSettings:
     """What every engine of a run shares; threads None = the backend's own number."""
 
     backend: str
@@ -23,13 +23,13 @@ class Settings:
     threads: int | None = None
 
     @staticmethod
-    def resolved(backend: str, dtype: str, threads: int | None) -> Settings:
+    def resolved(backend: str, dtype: str, threads: int | None) -> EngineSettings:
         """From the words a user gives; raises BackendUnavailable or InputError for those that cannot be had."""
         limits = require_limits(dtype, "auto", threads, None)
-        return Settings(choose_backend(backend, Wanted(dtype=limits.dtype)).name, limits.dtype, threads)
+        return EngineSettings(choose_backend(backend, Wanted(dtype=limits.dtype)).name, limits.dtype, threads)
 
 
-def build(checkpoint: Checkpoint, settings: Settings) -> Runner:
+def build(checkpoint: Checkpoint, settings: EngineSettings) -> Runner:
     """The runner of a checkpoint."""
     limits = Limits(settings.dtype, "auto", settings.threads)
     return build_runner(settings.backend, compile_stack(checkpoint.spec), fold(checkpoint), limits)

@@ -11,7 +11,7 @@ import torch
 
 from bench.core import cases
 from bench.core.cases import S1
-from bench.core.engines import Settings, Stream, build
+from bench.core.engines import EngineSettings, Stream, build
 from engine.checkpoint import Checkpoint
 from engine.measure.gate import LOG_PROB_LIMIT
 from engine.measure.tokens import random_ids
@@ -22,7 +22,7 @@ from engine_kernels.testing import difference
 HEADS = [8, 5, 3]
 CLOSE = 1e-4  # float32 results near 1
 SEE = Visibility(window=S1.window, segment=0, reach=S1.window, first=0, attended_zeros=True)
-TORCH = Settings("torch", "float32")
+TORCH = EngineSettings("torch", "float32")
 
 
 def attention(heads: int, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, AttentionTables[torch.Tensor]]:

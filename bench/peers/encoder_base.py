@@ -13,7 +13,7 @@ from bench.suites.encoder.files import EncoderFiles
 Call = Callable[[], object]
 
 
-class Encoder(Protocol):
+class EncoderEngine(Protocol):
     """Made of (EncoderFiles, dtype, threads). prepared: seconds spent exporting and compiling so far, never part of a sample."""
 
     prepared: float
@@ -28,7 +28,7 @@ class Encoder(Protocol):
 
 
 class PaddedEncoder:
-    """An Encoder over rectangles; a subclass says how one is run."""
+    """An EncoderEngine over rectangles; a subclass says how one is run."""
 
     def __init__(self, files: EncoderFiles, dtype: str, threads: int) -> None:
         self.files, self.dtype, self.threads = files, dtype, threads

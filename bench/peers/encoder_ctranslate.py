@@ -21,7 +21,7 @@ TYPES = {"float32": "float32", "int8": "int8_float32"}
 
 
 class CTranslateEncoder:
-    """Encoder over ctranslate2.Encoder, which removes padding itself; int8 quantised when the model is written."""
+    """EncoderEngine over ctranslate2.Encoder, which removes padding itself; int8 quantised when the model is written."""
 
     def __init__(self, files: EncoderFiles, dtype: str, threads: int) -> None:
         import ctranslate2  # type: ignore[import-untyped]

@@ -13,7 +13,7 @@ from bench.suites.encoder.files import EncoderFiles
 
 
 class OurEncoder:
-    """Encoder over backend cpu; int8 is float32 with its weights quantised."""
+    """EncoderEngine over backend cpu; int8 is float32 with its weights quantised."""
 
     prepared = 0.0
 

@@ -10,7 +10,7 @@ from bench.suites.encoder.files import EncoderFiles
 
 
 def _encoder(module: str, name: str) -> Build:
-    """An Encoder of this package, imported when it is built."""
+    """An EncoderEngine of this package, imported when it is built."""
 
     def build(files: EncoderFiles, dtype: str, threads: int) -> Any:
         return getattr(import_module(f"bench.peers.encoder_{module}"), name)(files, dtype, threads)

@@ -24,7 +24,7 @@ WORKER = Path(__file__).with_name("transformers_worker.py")
 
 
 class TransformersEncoder:
-    """Encoder over a worker process, which says itself how long a call took. It runs AutoModel with PyTorch's own attention, padded."""
+    """EncoderEngine over a worker process, which says itself how long a call took. AutoModel with PyTorch's own attention, padded."""
 
     def __init__(self, files: EncoderFiles, dtype: str, threads: int) -> None:
         if not PYTHON.exists():

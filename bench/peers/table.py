@@ -16,7 +16,7 @@ from engine.checkpoint import Checkpoint
 from engine_kernels.backends import Wanted, resolve
 from engine_kernels.errors import KernelError
 
-# Of a checkpoint or the files of an encoder, a precision and a number of threads: a Runner or an Encoder.
+# Of a checkpoint or the files of an encoder, a precision and a number of threads: a Runner or an EncoderEngine.
 Build = Callable[[Any, str, int], Any]
 
 

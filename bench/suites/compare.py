@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.core import cases
 from bench.core.cases import Kept
-from bench.core.engines import Settings, Stream, build
+from bench.core.engines import EngineSettings, Stream, build
 from bench.core.gate import DECODED, Probe, gate
 from bench.core.nominal import layers_flops, model_flops
 from bench.core.rows import Row, key_of
@@ -24,11 +24,11 @@ from engine.measure.tokens import random_ids
 from engine.spec.cost_parts import Flops
 from engine_kernels.native import instruction_set
 
-REFERENCE = Settings("torch", "float32")
+REFERENCE = EngineSettings("torch", "float32")
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """How much is measured: rounds after warm-up rounds, and tokens per sample of decode (a single one is too short to time)."""
 
     rounds: int = 20
@@ -85,7 +85,13 @@ def line_up(dense: Checkpoint, lists: Mapping[int, Kept]) -> list[Engine]:
 
 
 def measure(
-    engines: list[Engine], wanted: list[Case], settings: Settings, plan: Plan, *, labels: Mapping[str, Any], quiet: bool = False
+    engines: list[Engine],
+    wanted: list[Case],
+    settings: EngineSettings,
+    plan: ComparisonPlan,
+    *,
+    labels: Mapping[str, Any],
+    quiet: bool = False,
 ) -> Outcome:
     """Run every case over every engine. labels: what goes into each row as it is: bench, geometry, machine, versions, commit."""
     digests = Digests()
@@ -119,7 +125,7 @@ def measure(
     return outcome
 
 
-def _gates(engines: list[Engine], runners: Mapping[str, Runner], case: Case, settings: Settings, *, quiet: bool) -> dict[str, Gate]:
+def _gates(engines: list[Engine], runners: Mapping[str, Runner], case: Case, settings: EngineSettings, *, quiet: bool) -> dict[str, Gate]:
     """Each engine on the path of the case against its masked model in one step, on plain PyTorch in float32."""
     extra = case.rows if case.work == "score" else DECODED
     probe = Probe.draw(engines[0].checkpoint.spec.vocab, case.batch, case.rows, extra, seed=1)
@@ -139,7 +145,7 @@ def _gates(engines: list[Engine], runners: Mapping[str, Runner], case: Case, set
     return gates
 
 
-def _time(engines: list[Engine], runners: Mapping[str, Runner], case: Case, plan: Plan, *, quiet: bool) -> dict[str, list[float]]:
+def _time(engines: list[Engine], runners: Mapping[str, Runner], case: Case, plan: ComparisonPlan, *, quiet: bool) -> dict[str, list[float]]:
     """Seconds per call of each engine, on streams that already hold a segment."""
     streams = {engine.name: Stream(runners[engine.name], case.batch) for engine in engines}
     try:
@@ -151,7 +157,7 @@ def _time(engines: list[Engine], runners: Mapping[str, Runner], case: Case, plan
             stream.close()
 
 
-def _call(engine: Engine, stream: Stream, case: Case, plan: Plan) -> Callable[[], object]:
+def _call(engine: Engine, stream: Stream, case: Case, plan: ComparisonPlan) -> Callable[[], object]:
     ids, targets = _tokens(engine.checkpoint.spec.vocab, case)
     stream.step(ids, "hidden")
     if case.work == "score":
@@ -176,7 +182,7 @@ def call_flops(checkpoint: Checkpoint, case: Case) -> Flops:
     return model_flops(spec, ids[:, :1], None, work="decode")
 
 
-def _figures(engine: Engine, dense: Engine, case: Case, plan: Plan, samples: Mapping[str, list[float]]) -> dict[str, Any]:
+def _figures(engine: Engine, dense: Engine, case: Case, plan: ComparisonPlan, samples: Mapping[str, list[float]]) -> dict[str, Any]:
     """What was counted and what was measured, beside the dense model; FLOPs and seconds of a segment, or of one token of every sequence.
 
     nominal, nominal_executed: the dense model's FLOPs over this one's.  achieved: median over the rounds of dense seconds / this one's.

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from engine.cli.support import Config, Heads, Json, ModelPath, Quiet, Settings, parse_options, print_json, spinner
+from engine.cli.support import Config, Heads, Json, ModelPath, Quiet, SourceOptions, parse_options, print_json, spinner
 
 app = typer.Typer(help="Write a model in a layout other programs read.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -17,7 +17,7 @@ def hf(
     output: Annotated[str, typer.Argument(metavar="OUT", help="The directory to write.")],
     config: Config = None,
     heads: Heads = None,
-    option: Settings = None,
+    option: SourceOptions = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an exported directory that stands there.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -43,7 +43,7 @@ def onnx(
     output: Annotated[str, typer.Argument(metavar="OUT", help="The .onnx file to write.")],
     config: Config = None,
     heads: Heads = None,
-    option: Settings = None,
+    option: SourceOptions = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that stands there.")] = False,
     quiet: Quiet = False,
 ) -> None:

@@ -24,9 +24,9 @@ Data = Annotated[list[str] | None, typer.Option("--data", metavar="FILE", help="
 Format = Annotated[str, typer.Option("--format", metavar="NAME", help="auto, conllu, columns, xsid, slots or tagged-lines.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first sentences of each file.")]
 CutLong = Annotated[bool, typer.Option("--cut-long", help="Sentences too long for the model go on in another sequence.")]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Sequences in a batch.")]
+BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Sequences in a batch.")]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
-Settings = Annotated[list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="A setting of the source.")]
+SourceOptions = Annotated[list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="A setting of the source.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what stands at the output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks.")]
@@ -47,10 +47,10 @@ def rank(
     cut_long: CutLong = False,
     method: Annotated[str, typer.Option("--method", metavar="NAME", help="gradient, michel, confidence, magnitude, random.")] = "gradient",
     reverse: Annotated[bool, typer.Option("--reverse", help="Highest first: a control.")] = False,
-    batch: Batch = 32,
+    batch: BatchSize = 32,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random order.")] = 42,
     device: Device = "auto",
-    option: Settings = None,
+    option: SourceOptions = None,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -94,7 +94,7 @@ def apply(
     flops: Annotated[float | None, typer.Option("--flops", help="FLOPs of a prefill it may need; up to 1, a share of its own.")] = None,
     parameters: Annotated[float | None, typer.Option("--parameters", help="Parameters it may have; up to 1, a share of its own.")] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Tokens of the prefill that --flops counts.")] = 128,
-    option: Settings = None,
+    option: SourceOptions = None,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -158,7 +158,7 @@ def trials(
     stop_on_drop: Annotated[bool, typer.Option("--stop-on-drop", help="End an order when a score is below the one before.")] = False,
     epochs: Annotated[int, typer.Option("--epochs", help="Passes over the training data.")] = 3,
     rate: Annotated[float, typer.Option("--rate", help="Learning rate at its height.")] = 5e-5,
-    batch: Batch = 32,
+    batch: BatchSize = 32,
     warmup: Annotated[float, typer.Option("--warmup", help="Share of the steps in which the rate rises.")] = 0.1,
     decay: Annotated[float, typer.Option("--decay", help="Weight decay.")] = 0.0,
     dropout: Annotated[float, typer.Option("--dropout", help="While training.")] = 0.1,
@@ -169,7 +169,7 @@ def trials(
     precision: Annotated[str, typer.Option("--precision", metavar="NAME", help="Of training: float32 or bfloat16.")] = "float32",
     device: Device = "auto",
     picture: Annotated[bool, typer.Option("--picture/--no-picture", help="Draw OUT/score.png.")] = True,
-    option: Settings = None,
+    option: SourceOptions = None,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -24,7 +24,7 @@ Config = Annotated[str | None, typer.Option("--config", metavar="FILE", help="Co
 Heads = Annotated[
     str | None, typer.Option("--heads", metavar="FILE", help="JSON {layer: [pruned]}, JSON lists of kept heads, or .npy/.pt.")
 ]
-Settings = Annotated[
+SourceOptions = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="A value the source lacks, e.g. mem_length=192.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -11,7 +11,7 @@ from engine.prune.data.pieces import Example
 
 
 @dataclass(frozen=True)
-class Batch:
+class TaggedBatch:
     """B sequences of at most T tokens, with W words in all.
 
     ids [tokens], sequence after sequence without padding; seen [B, T] bool: where they stand in a padded batch, row by row;
@@ -32,7 +32,7 @@ class Batch:
         return len(self.ids)
 
 
-def batches(examples: Sequence[Example], size: int, device: torch.device, order: Sequence[int] | None = None) -> Iterator[Batch]:
+def batches(examples: Sequence[Example], size: int, device: torch.device, order: Sequence[int] | None = None) -> Iterator[TaggedBatch]:
     """`size` sequences at a time, in `order` or in their own; the last batch may be smaller."""
     order = range(len(examples)) if order is None else order
     for start in range(0, len(order), size):
@@ -44,11 +44,11 @@ def by_length(examples: Sequence[Example]) -> list[int]:
     return sorted(range(len(examples)), key=lambda index: -len(examples[index].ids))
 
 
-def collate(examples: Sequence[Example], numbers: Sequence[int], device: torch.device) -> Batch:
+def collate(examples: Sequence[Example], numbers: Sequence[int], device: torch.device) -> TaggedBatch:
     chosen = [examples[number] for number in numbers]
     lengths = [len(example.ids) for example in chosen]
     starts = [sum(lengths[:row]) for row in range(len(chosen))]
-    return Batch(
+    return TaggedBatch(
         ids=torch.tensor([token for example in chosen for token in example.ids]).to(device),
         seen=(torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(device),
         place=torch.tensor([place for length in lengths for place in range(length)]).to(device),

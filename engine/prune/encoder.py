@@ -13,7 +13,7 @@ from einops import rearrange
 from engine.backends.plan import compile_stack
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError, Problem, Unsupported
-from engine.prune.batches import Batch
+from engine.prune.batches import TaggedBatch
 from engine.spec import Absolute, Labels, LayerSpec, ModelSpec
 from engine_kernels import reference
 
@@ -26,7 +26,7 @@ def attend(_: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, 
     return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
 
 
-class Encoder:
+class TaggingEncoder:
     """Token classification by a bidirectional encoder in float32; every weight may be trained.
 
     Raises Unsupported for a stack that is no such encoder, InputError where the checkpoint has no head of token labels.
@@ -45,7 +45,7 @@ class Encoder:
         feed_forwards = [layer.feed_forward for layer in self.spec.layers]
         self.activations = [reference.ACTIVATIONS[f.activation] if f else None for f in feed_forwards]
 
-    def logits(self, batch: Batch, head_mask: HeadMask | None = None, attend: Attend = attend) -> torch.Tensor:
+    def logits(self, batch: TaggedBatch, head_mask: HeadMask | None = None, attend: Attend = attend) -> torch.Tensor:
         """[W, labels] of the batch's words; head_mask multiplies each head's output."""
         hidden = self._embed(batch)  # [tokens, hidden]
         for index, layer in enumerate(self.spec.layers):
@@ -56,7 +56,7 @@ class Encoder:
         words = self._drop(hidden[batch.word])  # [W, hidden]
         return reference.linear(words, self.weights["head.labels"], self.weights["head.labels_bias"])
 
-    def loss(self, batch: Batch, head_mask: HeadMask | None = None) -> torch.Tensor:
+    def loss(self, batch: TaggedBatch, head_mask: HeadMask | None = None) -> torch.Tensor:
         """Cross-entropy, the mean over the batch's words."""
         return F.cross_entropy(self.logits(batch, head_mask), batch.labels)
 
@@ -71,7 +71,7 @@ class Encoder:
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in self.weights.items()}
         return replace(self.checkpoint, weights=weights, provenance={**self.checkpoint.provenance, **provenance})
 
-    def _embed(self, batch: Batch) -> torch.Tensor:
+    def _embed(self, batch: TaggedBatch) -> torch.Tensor:
         e = self.spec.embedding
         hidden = F.embedding(batch.ids, self.weights["embedding.0"]) * e.scale
         if e.positions:
@@ -138,7 +138,7 @@ def _padded(rows: torch.Tensor, seen: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def require_encoder(spec: ModelSpec) -> None:
-    """Raise Unsupported for what Encoder does not compute, InputError without a head of token labels."""
+    """Raise Unsupported for what TaggingEncoder does not compute, InputError without a head of token labels."""
     compile_stack(spec)
     problems = [
         Problem(f"layers.{index}.attention", "a bidirectional layer with positions in the embedding", _kind(layer))

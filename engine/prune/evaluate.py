@@ -8,11 +8,11 @@ from engine.errors import EngineError, Problem
 from engine.prune.batches import batches, by_length
 from engine.prune.data.labels import LabelSet
 from engine.prune.data.metrics import measure
-from engine.prune.encoder import Encoder
+from engine.prune.encoder import TaggingEncoder
 from engine.prune.task import Data
 
 
-def evaluate(encoder: Encoder, data: Data, labels: LabelSet, batch: int = 64) -> dict[str, float]:
+def evaluate(encoder: TaggingEncoder, data: Data, labels: LabelSet, batch: int = 64) -> dict[str, float]:
     """engine.prune.data.metrics.measure over the whole sentences, also those that are several sequences.
 
     Raises EngineError where the model gives no numbers.

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from engine.errors import EngineError, Problem
-from engine.prune.batches import Batch
-from engine.prune.encoder import Encoder
+from engine.prune.batches import TaggedBatch
+from engine.prune.encoder import TaggingEncoder
 from engine.spec import ModelSpec
 
 
@@ -38,7 +38,7 @@ def scatter(spec: ModelSpec, rows: Sequence[np.ndarray]) -> np.ndarray:
     return values
 
 
-def add_gradient(encoder: Encoder, batch: Batch, sums: Sums) -> None:
+def add_gradient(encoder: TaggingEncoder, batch: TaggedBatch, sums: Sums) -> None:
     """|d loss(batch) / d mask|, the mask at ones; divided by tokens: I of arXiv 2108.08375 §3.2 and its base library's script.
 
     The absolute value is of the batch's gradient, so the result depends on the batches.
@@ -47,7 +47,7 @@ def add_gradient(encoder: Encoder, batch: Batch, sums: Sums) -> None:
     _add(encoder, batch, sums, [g.abs() for g in _gradients(encoder.loss(batch, mask), mask)], batch.tokens)
 
 
-def add_michel(encoder: Encoder, batch: Batch, sums: Sums) -> None:
+def add_michel(encoder: TaggingEncoder, batch: TaggedBatch, sums: Sums) -> None:
     """Σ_x |d L(x) / d ξ_h| over sequences x, each with a mask of its own; L(x) the mean over x's words (arXiv 1905.10650 eq. 2)."""
     mask = encoder.full_mask(len(batch.examples))
     per_word = F.cross_entropy(encoder.logits(batch, mask), batch.labels, reduction="none")
@@ -56,7 +56,7 @@ def add_michel(encoder: Encoder, batch: Batch, sums: Sums) -> None:
     _add(encoder, batch, sums, [g.abs().sum(0) for g in _gradients(loss, mask)], len(batch.examples))
 
 
-def add_confidence(encoder: Encoder, batch: Batch, sums: Sums) -> None:
+def add_confidence(encoder: TaggingEncoder, batch: TaggedBatch, sums: Sums) -> None:
     """The largest attention weight of each token, summed over tokens (arXiv 1905.09418 §4, which leaves out the end of the sentence)."""
     rows: dict[int, torch.Tensor] = {}
 
@@ -72,7 +72,7 @@ def add_confidence(encoder: Encoder, batch: Batch, sums: Sums) -> None:
     _add(encoder, batch, sums, [rows.get(index, torch.zeros(layer.attention.heads)) for index, layer in enumerate(layers)], batch.tokens)
 
 
-Add = Callable[[Encoder, Batch, Sums], None]
+Add = Callable[[TaggingEncoder, TaggedBatch, Sums], None]
 BY_DATA: dict[str, Add] = {"gradient": add_gradient, "michel": add_michel, "confidence": add_confidence}
 
 
@@ -124,7 +124,7 @@ def _gradients(loss: torch.Tensor, mask: Sequence[torch.Tensor]) -> list[torch.T
     return [torch.zeros_like(m) if g is None else g for g, m in zip(found, mask, strict=True)]
 
 
-def _add(encoder: Encoder, batch: Batch, sums: Sums, rows: Sequence[torch.Tensor], weight: float) -> None:
+def _add(encoder: TaggingEncoder, batch: TaggedBatch, sums: Sums, rows: Sequence[torch.Tensor], weight: float) -> None:
     values = [row.double().cpu().numpy() for row in rows]
     wrong = [index for index, row in enumerate(values) if not np.isfinite(row).all()]
     if wrong:

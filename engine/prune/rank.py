@@ -14,7 +14,7 @@ import numpy as np
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError, Problem
 from engine.prune.batches import batches
-from engine.prune.encoder import Encoder, require_encoder
+from engine.prune.encoder import TaggingEncoder, require_encoder
 from engine.prune.files import data_identity, identity, output_folder, read_object, same_run, write_array, write_file, write_json
 from engine.prune.importance import BY_DATA, Sums, finish, magnitude, random_scores
 from engine.prune.select import order_of
@@ -101,7 +101,7 @@ def scores_on(
     checkpoint: Checkpoint, data: Data, options: RankOptions, partial: Path | None = None, progress: Progress | None = None
 ) -> np.ndarray:
     """Scores [layers, source heads] of a method that needs data; sums are kept in `partial` every SAVE_SECONDS."""
-    encoder = Encoder(checkpoint, device_of(options.device))
+    encoder = TaggingEncoder(checkpoint, device_of(options.device))
     sums = Sums.of(checkpoint.spec) if partial is None else _read_partial(partial, Sums.of(checkpoint.spec))
     total, saved = -(-len(data.examples) // options.batch), time.monotonic()
     left = range(sums.batches * options.batch, len(data.examples))

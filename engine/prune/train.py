@@ -16,7 +16,7 @@ import torch
 
 from engine.errors import EngineError, InputError, Problem
 from engine.prune.batches import collate
-from engine.prune.encoder import Encoder
+from engine.prune.encoder import TaggingEncoder
 from engine.prune.files import write_file
 from engine.prune.task import Data
 
@@ -60,7 +60,9 @@ class TrainOptions:
         return self
 
 
-def fine_tune(encoder: Encoder, data: Data, options: TrainOptions, partial: Path | None = None, progress: Progress | None = None) -> None:
+def fine_tune(
+    encoder: TaggingEncoder, data: Data, options: TrainOptions, partial: Path | None = None, progress: Progress | None = None
+) -> None:
     """Train every weight of `encoder`. A run that stopped goes on from `partial` with the same result; it is removed at the end.
 
     Raises EngineError where a loss or a gradient is no number, InputError for options.
@@ -111,7 +113,7 @@ def _share(step: int, steps: int, warmup: float) -> float:
     return (step + 1) / rising if step < rising else (steps - step) / max(steps - rising, 1)
 
 
-def _optimizer(encoder: Encoder, options: TrainOptions) -> torch.optim.AdamW:
+def _optimizer(encoder: TaggingEncoder, options: TrainOptions) -> torch.optim.AdamW:
     decayed = [w for name, w in encoder.weights.items() if w.ndim > 1]
     others = [w for name, w in encoder.weights.items() if w.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": options.decay}, {"params": others, "weight_decay": 0.0}]
@@ -126,7 +128,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _save(path: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save(path: Path, encoder: TaggingEncoder, optimizer: torch.optim.Optimizer, step: int) -> None:
     state: dict[str, Any] = {"step": step, "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
     if encoder.device.type == "cuda":
         state["cuda_random"] = torch.cuda.get_rng_state(encoder.device)
@@ -136,7 +138,7 @@ def _save(path: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, step: 
     write_file(path, content.getvalue())
 
 
-def _restore(path: Path, encoder: Encoder, optimizer: torch.optim.Optimizer) -> int:
+def _restore(path: Path, encoder: TaggingEncoder, optimizer: torch.optim.Optimizer) -> int:
     """The step to go on with; 0 where nothing is saved or it cannot be read."""
     if not path.exists():
         return 0

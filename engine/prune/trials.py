@@ -21,7 +21,7 @@ from engine.errors import EngineError, InputError, Problem
 from engine.prune.apply import apply_heads
 from engine.prune.data.labels import LabelSet, labels_of, read_labels
 from engine.prune.data.read import read_sentences
-from engine.prune.encoder import Encoder, require_encoder, with_labels
+from engine.prune.encoder import TaggingEncoder, require_encoder, with_labels
 from engine.prune.evaluate import evaluate
 from engine.prune.files import data_identity, identity, output_folder, read_object, same_run, write_array, write_json
 from engine.prune.importance import BY_DATA
@@ -202,7 +202,7 @@ class Trials:
         self, base: Checkpoint, heads: Sequence[Head], folder: Path, progress: Progress | None
     ) -> tuple[dict[str, Any], Checkpoint]:
         about = {"heads": [list(head) for head in heads]}
-        encoder = Encoder(apply_heads(base, heads, about), self.device)
+        encoder = TaggingEncoder(apply_heads(base, heads, about), self.device)
         begun = time.monotonic()
         fine_tune(encoder, self.train, self.options.train, folder / TRAINING, progress)
         seconds = time.monotonic() - begun

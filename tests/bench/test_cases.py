@@ -7,7 +7,7 @@ import pytest
 
 from bench.core import cases, nominal
 from bench.core.cases import S1, TINY
-from bench.core.engines import Settings, Stream, build
+from bench.core.engines import EngineSettings, Stream, build
 from bench.core.gate import gate
 from engine.checkpoint import validate
 from engine.errors import InputError
@@ -15,7 +15,7 @@ from engine.measure.provenance import Digests
 from engine.measure.tokens import random_ids
 from engine.spec.cost import model_cost
 
-TORCH = Settings("torch", "float32")
+TORCH = EngineSettings("torch", "float32")
 
 
 def test_s1_is_the_published_geometry() -> None:

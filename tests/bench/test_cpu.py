@@ -20,7 +20,7 @@ from bench.peers.table import taking_part
 from bench.suites.cpu import growth as cpu_growth
 from bench.suites.cpu import report as cpu_report
 from bench.suites.cpu.limits import touched_bytes
-from bench.suites.cpu.run import Asked, memory_of
+from bench.suites.cpu.run import CpuRequest, memory_of
 from engine.errors import EngineError, InputError
 
 PEERS = ("--peer", "cpu:float32", "--peer", "cpu:bfloat16", "--peer", "published", "--peer", "openvino:int8")
@@ -124,16 +124,16 @@ def test_a_peer_that_breaks_is_skipped_and_ours_is_not(monkeypatch: pytest.Monke
 
 
 def test_an_engine_too_slow_for_rounds_has_one_sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("bench.suites.cpu.run.Plan", lambda **options: replace(cpu_plan(), patience=0.0))
+    monkeypatch.setattr("bench.suites.cpu.run.TimingPlan", lambda **options: replace(cpu_plan(), patience=0.0))
     assert cpu(tmp_path, "--work", "score", "--kept", 4).exit_code == 0
     measured = [row for row in read_rows(tmp_path / "cpu.jsonl") if not row.skipped]
     assert measured and all(len(row.samples) == 1 for row in measured)
 
 
 def cpu_plan() -> Any:
-    from bench.suites.cpu.bench import Plan
+    from bench.suites.cpu.bench import TimingPlan
 
-    return Plan(rounds=2)
+    return TimingPlan(rounds=2)
 
 
 def test_unknown_words_are_errors(tmp_path: Path) -> None:
@@ -154,13 +154,13 @@ def test_a_run_that_needs_more_memory_than_there_is_is_refused(monkeypatch: pyte
     assert isinstance(done.exception, EngineError) and "for all engines at once" in str(done.exception)
     monkeypatch.setattr("bench.core.memory.machine_bytes", lambda: 25_000_000_000)
     monkeypatch.setattr("bench.peers.table.Peer.refusal", lambda peer: None)  # as if every engine were installed
-    assert Asked.of("s1", None, None, None, None, None, None, None, False).batches == (1, 16)
+    assert CpuRequest.of("s1", None, None, None, None, None, None, None, False).batches == (1, 16)
     assert memory_of(cases.S1, [128], PEERS_OF_TABLE, 64) > memory_of(cases.S1, [59], PEERS_OF_TABLE, 64)
 
 
 def test_a_finished_model_lets_its_engines_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     closed: list[int] = []
-    monkeypatch.setattr("bench.suites.cpu.bench.Model.close", lambda model: closed.append(len(model.runners)))
+    monkeypatch.setattr("bench.suites.cpu.bench.PrunedModel.close", lambda model: closed.append(len(model.runners)))
     assert cpu(tmp_path, "--work", "score", "--kept", 4, "--kept", 12).exit_code == 0
     assert len(closed) == 2 and min(closed) > 0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.suites.gpu.plan import Asked, Part, parts_of
+from bench.suites.gpu.plan import GpuRequest, Part, parts_of
 from engine.errors import InputError
 from engine_kernels.backends import no_gpu
 
@@ -66,14 +66,14 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_more_wanted_parts_come_first_and_what_compiles_for_long_last() -> None:
-    names = [part.name for part in parts_of(Asked("."))]
+    names = [part.name for part in parts_of(GpuRequest("."))]
     assert names[:6] == ["card", "decode, cuda", "decode, triton", "decode, torch", "attention, cuda", "attention, triton"]
     assert names[-3:] == ["counters", "decode, compiled", "attention, compiled"] and len(names) == len(set(names)) == 18
 
 
 def test_parts_are_chosen_by_section_and_backend() -> None:
     def names(*given: list[str]) -> list[str]:
-        return [part.name for part in parts_of(Asked("."), *given)]
+        return [part.name for part in parts_of(GpuRequest("."), *given)]
 
     assert names(["decode", "card"], ["triton", "cuda"]) == ["card", "decode, cuda", "decode, triton"]
     assert names(["score"]) == ["score, cuda", "score, triton", "score, torch"]
@@ -83,5 +83,5 @@ def test_parts_are_chosen_by_section_and_backend() -> None:
 
 
 def test_a_part_survives_the_way_to_its_process() -> None:
-    part = parts_of(Asked("/out", "float16", True, True, (1, 16), (3072,)), ["decode"])[0]
+    part = parts_of(GpuRequest("/out", "float16", True, True, (1, 16), (3072,)), ["decode"])[0]
     assert Part.from_json(part.to_json()) == part

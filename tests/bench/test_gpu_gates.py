@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.suites.gpu.plan import SECTIONS, Asked, Part
+from bench.suites.gpu.plan import SECTIONS, GpuRequest, Part
 from engine_kernels.backends import no_gpu
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'headcount[gpu]'", exc_type=ImportError)
@@ -43,7 +43,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_of(section: str, **sizes: tuple[int, ...]) -> tuple[Run, list[dict[str, Any]]]:
     """A run of the cuda backend in the emulator, and the list of what it tells."""
     told: list[dict[str, Any]] = []
-    asked = Asked(".", "float16", interpret=True, tiny=True, **sizes)
+    asked = GpuRequest(".", "float16", interpret=True, tiny=True, **sizes)
     run = begin(Part(section, SECTIONS[section].module, "cuda", 60.0, asked, described=True), told.append)
     assert run is not None
     return run, told

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bench.suites.gpu import plan, run, supervise
-from bench.suites.gpu.plan import Asked, Section
+from bench.suites.gpu.plan import GpuRequest, Section
 from bench.suites.gpu.report import Report
 from engine_kernels.backends import no_gpu
 
@@ -92,7 +92,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *names: str, secon
     monkeypatch.syspath_prepend(str(write_planted(tmp_path / "planted")))
     sections = {name: Section(f"planted_{name}", (None,), seconds) for name in PLANTED} | {"card": plan.SECTIONS["card"]}
     monkeypatch.setattr(plan, "SECTIONS", {name: sections[name] for name in names})
-    asked = Asked(str(tmp_path / "out"), "float16", interpret=True, tiny=True)
+    asked = GpuRequest(str(tmp_path / "out"), "float16", interpret=True, tiny=True)
     return run.measure(asked, plan.parts_of(asked), minutes)
 
 
@@ -182,7 +182,7 @@ def test_words_for_an_end() -> None:
 
 def test_files_are_whole_while_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that stops halfway changes nothing that was there."""
-    report = Report(Asked(str(tmp_path)))
+    report = Report(GpuRequest(str(tmp_path)))
     report.take({"figure": {"section": "card", "case": "copy", "seconds": 1.0}})
     before = {name: (tmp_path / name).read_bytes() for name in ("gpu.json", "gpu.md")}
 

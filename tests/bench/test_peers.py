@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.core import cases
-from bench.core.engines import Settings, build
+from bench.core.engines import EngineSettings, build
 from bench.core.gate import Probe
 from bench.peers import table
 from bench.peers.base import PeerRunner, Skipped
@@ -59,7 +59,7 @@ def exported(name: str) -> Any:
 def test_a_peer_answers_as_the_torch_backend(model: Checkpoint, make: Any, batch: int) -> None:
     rows = cases.TINY.rows
     probe = Probe.draw(model.spec.vocab, batch, rows, rows, seed=3)
-    exact = probe.whole(build(model, Settings("torch", "float32", 1)))
+    exact = probe.whole(build(model, EngineSettings("torch", "float32", 1)))
     runner = make(model, "float32", 1)
     assert difference(probe.prefill(runner), exact) <= 1e-5
     one = Probe(probe.ids, probe.targets, 1)

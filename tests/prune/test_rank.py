@@ -19,7 +19,7 @@ from engine.formats.read import read_source
 from engine.prune import rank as ranking
 from engine.prune.batches import batches, by_length
 from engine.prune.data.pieces import Example
-from engine.prune.encoder import Encoder, require_encoder, with_labels
+from engine.prune.encoder import TaggingEncoder, require_encoder, with_labels
 from engine.prune.evaluate import evaluate
 from engine.prune.importance import Sums, add_gradient, add_michel, finish, magnitude, per_layer, random_scores, to_unit
 from engine.prune.rank import RankOptions, rank
@@ -73,7 +73,7 @@ def test_importance_is_the_derivative_by_the_mask(kind: str, tmp_path: Path) -> 
     pruned = {0: [1], 1: [0, 1, 2]}
     heads = source.mask(pruned).astype(np.float64)
     checkpoint, _ = read_source(source.write(tmp_path), heads=pruned)
-    model = Encoder(checkpoint, CPU)
+    model = TaggingEncoder(checkpoint, CPU)
     examples = random_examples(source.config["vocab_size"], 5, [7, 3, 1, 9, 4])
     gradient, michel = Sums.of(checkpoint.spec), Sums.of(checkpoint.spec)
     for batch in batches(examples, 2, CPU):
@@ -107,7 +107,7 @@ def test_the_reference_is_the_engine(tmp_path: Path) -> None:
             logits = model.logits([example.ids for example in examples])
         checkpoint, _ = read_source(directory)
         (batch,) = batches(examples, 3, CPU)
-        found = Encoder(checkpoint, CPU).logits(batch).detach().numpy()
+        found = TaggingEncoder(checkpoint, CPU).logits(batch).detach().numpy()
         expected = np.concatenate([logits[row, list(example.first)] for row, example in enumerate(examples)])
         assert np.abs(found - expected).max() < 1e-5
 
@@ -122,16 +122,16 @@ def test_planted_heads_are_found_and_are_enough(method: str, tmp_path: Path) -> 
     checkpoint = planted_model()
     data = planted_data(tmp_path, checkpoint)
     labels = model_labels(checkpoint)
-    assert evaluate(Encoder(checkpoint, CPU), data, labels)["score"] == 1.0
+    assert evaluate(TaggingEncoder(checkpoint, CPU), data, labels)["score"] == 1.0
     result = rank(checkpoint, tmp_path / "out", [str(tmp_path / "dev.conllu")], DataOptions(), RankOptions(method, batch=4))
     order = [tuple(head) for head in result["order"]]
     assert set(order[-2:]) == PLANTED
     scores = np.load(tmp_path / "out" / "scores.npy")
     assert scores.shape == (2, 3) and order_of(scores, checkpoint.spec) == order
     only = [[head for layer, head in sorted(PLANTED) if layer == index] for index in range(2)]
-    assert evaluate(Encoder(prune(checkpoint, only), CPU), data, labels)["score"] == 1.0
+    assert evaluate(TaggingEncoder(prune(checkpoint, only), CPU), data, labels)["score"] == 1.0
     others = [[head for head in range(3) if (index, head) not in PLANTED] for index in range(2)]
-    assert evaluate(Encoder(prune(checkpoint, others), CPU), data, labels)["score"] < 0.6
+    assert evaluate(TaggingEncoder(prune(checkpoint, others), CPU), data, labels)["score"] < 0.6
     reverse = rank(checkpoint, tmp_path / "high", [str(tmp_path / "dev.conllu")], DataOptions(), RankOptions(method, True, batch=4))
     assert {tuple(head) for head in reverse["order"][:2]} == PLANTED
 
@@ -143,7 +143,9 @@ def test_order_of_batches_changes_no_score(tmp_path: Path) -> None:
     lengths = [len(data.examples[index].ids) for index in order]
     assert sorted(order) == list(range(len(order))) and lengths == sorted(lengths, reverse=True)
     labels = model_labels(checkpoint)
-    assert evaluate(Encoder(checkpoint, CPU), data, labels, batch=1) == evaluate(Encoder(checkpoint, CPU), data, labels, batch=64)
+    assert evaluate(TaggingEncoder(checkpoint, CPU), data, labels, batch=1) == evaluate(
+        TaggingEncoder(checkpoint, CPU), data, labels, batch=64
+    )
 
 
 def test_controls(tmp_path: Path) -> None:

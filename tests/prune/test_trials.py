@@ -16,7 +16,7 @@ from engine import checkpoint as checkpoints
 from engine.errors import EngineError, InputError, Unsupported
 from engine.formats.read import read_source
 from engine.prune import train as training
-from engine.prune.encoder import Encoder
+from engine.prune.encoder import TaggingEncoder
 from engine.prune.evaluate import evaluate
 from engine.prune.rank import RankOptions
 from engine.prune.task import DataOptions, model_labels, read_data
@@ -32,7 +32,7 @@ FAST = TrainOptions(epochs=2, rate=0.02, batch=4, dropout=0.1)
 
 def weights_after(text: str, options: TrainOptions, partial: Path | None = None, progress: Any = None) -> dict[str, np.ndarray]:
     checkpoint = random_model()
-    encoder = Encoder(checkpoint, CPU)
+    encoder = TaggingEncoder(checkpoint, CPU)
     fine_tune(encoder, read_data([text], model_labels(checkpoint), checkpoint, DataOptions()), options, partial, progress)
     return {name: np.asarray(array) for name, array in encoder.trained().weights.items()}
 
@@ -42,13 +42,13 @@ def test_fine_tuning_learns_and_repeats(tmp_path: Path) -> None:
     checkpoint = random_model()
     labels = model_labels(checkpoint)
     data = read_data([text], labels, checkpoint, DataOptions())
-    before = evaluate(Encoder(checkpoint, CPU), data, labels)["score"]
+    before = evaluate(TaggingEncoder(checkpoint, CPU), data, labels)["score"]
     state = torch.get_rng_state()
     first, again = weights_after(text, FAST), weights_after(text, FAST)
     assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers are untouched
     assert all(np.array_equal(first[name], again[name]) for name in first)
     trained = replace(checkpoint, weights=weights_after(text, replace(FAST, epochs=8, dropout=0.0)))
-    assert evaluate(Encoder(trained, CPU), data, labels)["score"] > max(before, 0.9)
+    assert evaluate(TaggingEncoder(trained, CPU), data, labels)["score"] > max(before, 0.9)
     short = replace(FAST, epochs=1, batch=12)
     first = weights_after(text, short)
     for other in (replace(short, seed=1), replace(short, shuffle=True), replace(short, decay=0.5), replace(short, precision="bfloat16")):
@@ -103,8 +103,8 @@ def test_gradients_and_logits_that_are_no_numbers(tmp_path: Path) -> None:
     checkpoint = random_model()
     data = read_data([text], model_labels(checkpoint), checkpoint, DataOptions())
 
-    def scaled(by: float) -> Encoder:
-        return Encoder(
+    def scaled(by: float) -> TaggingEncoder:
+        return TaggingEncoder(
             replace(checkpoint, weights={**checkpoint.weights, "head.labels": checkpoint.weights["head.labels"] * np.float32(by)}), CPU
         )
 

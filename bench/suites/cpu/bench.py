@@ -17,7 +17,7 @@ import numpy as np
 
 from bench.core import cases
 from bench.core.cases import Geometry, Kept
-from bench.core.engines import Settings, Stream, build
+from bench.core.engines import EngineSettings, Stream, build
 from bench.core.gate import Probe
 from bench.core.rows import Row, key_of
 from bench.peers.base import Skipped
@@ -37,7 +37,7 @@ INT8_SLACK = 4.0  # 7 bits against bfloat16's 8, and one scale for a whole row
 
 
 @dataclass(frozen=True)
-class Plan:
+class TimingPlan:
     """rounds of every engine; tokens: decoded in one sample of one sequence; patience: a first call of more seconds is the only sample."""
 
     rounds: int = 7
@@ -57,18 +57,18 @@ class Item:
 
 
 @dataclass
-class Model:
+class PrunedModel:
     """The same weights compact and masked, and the runners made of them so far: of the compact one by peer, of the masked one by dtype."""
 
     heads: Kept
     compact: Checkpoint
     masked: Checkpoint
-    runners: dict[str, Any] = field(default_factory=dict)  # a Runner each, an Encoder where encoders are compared
+    runners: dict[str, Any] = field(default_factory=dict)  # a Runner each, an EncoderEngine where encoders are compared
     references: dict[str, Runner] = field(default_factory=dict)
 
     @staticmethod
-    def of(dense: Checkpoint, heads: Kept) -> Model:
-        return Model(heads, cases.compact(dense, heads), cases.masked(dense, heads))
+    def of(dense: Checkpoint, heads: Kept) -> PrunedModel:
+        return PrunedModel(heads, cases.compact(dense, heads), cases.masked(dense, heads))
 
     @property
     def kept(self) -> int:
@@ -88,7 +88,7 @@ class Model:
     def reference(self, dtype: str, threads: int) -> Runner:
         """The masked model on plain PyTorch."""
         if dtype not in self.references:
-            self.references[dtype] = build(self.masked, Settings("torch", dtype, threads))
+            self.references[dtype] = build(self.masked, EngineSettings("torch", dtype, threads))
         return self.references[dtype]
 
 
@@ -106,7 +106,7 @@ class Recorder:
     """What all work of a run shares. labels: what goes into every row as it is: bench, geometry, machine, versions, commit."""
 
     threads: int
-    plan: Plan
+    plan: TimingPlan
     labels: Mapping[str, Any]
     quiet: bool = False
     outcome: Outcome = field(default_factory=Outcome)
@@ -123,7 +123,7 @@ class Recorder:
 
     def add(
         self,
-        model: Model,
+        model: PrunedModel,
         peer: Peer,
         item: Item,
         gate: Gate | None,
@@ -168,7 +168,7 @@ class Bench(Recorder):
 
     shape: Geometry = field(kw_only=True)
 
-    def compare(self, model: Model, peers: Sequence[Peer], item: Item) -> None:
+    def compare(self, model: PrunedModel, peers: Sequence[Peer], item: Item) -> None:
         """Every peer at one piece of work on one model."""
         gates, skipped = self.gates(model, peers, item)
         passed = [peer for peer in peers if peer.name in gates and gates[peer.name].passed]
@@ -179,7 +179,7 @@ class Bench(Recorder):
             else:
                 self.add(model, peer, item, gates[peer.name], samples.get(peer.name, []), _figures(peer, item, samples, passed))
 
-    def gates(self, model: Model, peers: Sequence[Peer], item: Item) -> tuple[dict[str, Gate], dict[str, str]]:
+    def gates(self, model: PrunedModel, peers: Sequence[Peer], item: Item) -> tuple[dict[str, Gate], dict[str, str]]:
         """Each peer on the path of `item` against the masked model in one step on plain PyTorch; and why some have no gate."""
         vocab, score = model.compact.spec.vocab, item.work != "decode"
         rows, extra = (item.rows, item.rows) if score else (1, FED - 1)
@@ -207,7 +207,7 @@ class Bench(Recorder):
                 advance()
         return gates, skipped
 
-    def runner(self, model: Model, peer: Peer) -> Runner:
+    def runner(self, model: PrunedModel, peer: Peer) -> Runner:
         """The peer's runner of a model, built once; raises Skipped with the reason where it cannot be."""
         if reason := peer.refusal():
             raise Skipped(reason)
@@ -216,7 +216,7 @@ class Bench(Recorder):
         runner: Runner = model.runners[peer.name]
         return runner
 
-    def _time(self, model: Model, peers: Sequence[Peer], item: Item) -> dict[str, list[float]]:
+    def _time(self, model: PrunedModel, peers: Sequence[Peer], item: Item) -> dict[str, list[float]]:
         """Seconds of each peer, and of our own at one sequence under its name with " alone"."""
         batches = {peer.name: (peer, item.batch) for peer in peers}
         if item.work == "decode" and item.batch > 1:
@@ -282,5 +282,5 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> float:
     return float(np.median(slower) / np.median(faster))
 
 
-def _words(model: Model, item: Item) -> str:
+def _words(model: PrunedModel, item: Item) -> str:
     return f"{item.work}, {item.part}, {model.kept} heads, batch {item.batch}"

@@ -19,7 +19,7 @@ from bench.core import cases
 from bench.core.engines import Stream
 from bench.core.gate import Probe
 from bench.peers.table import Peer
-from bench.suites.cpu.bench import Bench, Item, Model, gate_of
+from bench.suites.cpu.bench import Bench, Item, PrunedModel, gate_of
 from engine.checkpoint import Checkpoint
 from engine.measure.gate import Gate
 from engine.measure.tokens import random_ids
@@ -28,16 +28,16 @@ from engine_kernels.testing import difference
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def growth(bench: Bench, dense: Checkpoint, model: Model, peer: Peer, *, lengths: Sequence[int], batches: Sequence[int]) -> None:
+def growth(bench: Bench, dense: Checkpoint, model: PrunedModel, peer: Peer, *, lengths: Sequence[int], batches: Sequence[int]) -> None:
     """Steps of `lengths` rows, tokens of `batches` sequences on `model`, and a segment with 0, 1, 2, … heads in every layer."""
     shape = bench.shape
     _series(bench, peer, [(model, Item("growth rows", "layers", 1, rows)) for rows in lengths])
     _series(bench, peer, [(model, Item("growth batch", "layers", batch, 1)) for batch in batches])
-    even = [Model.of(dense, cases.choose_heads(shape, [heads] * shape.layers)) for heads in range(shape.heads + 1)]
+    even = [PrunedModel.of(dense, cases.choose_heads(shape, [heads] * shape.layers)) for heads in range(shape.heads + 1)]
     _series(bench, peer, [(each, Item("growth heads", "layers", 1, shape.rows)) for each in even])
 
 
-def _series(bench: Bench, peer: Peer, points: Sequence[tuple[Model, Item]]) -> None:
+def _series(bench: Bench, peer: Peer, points: Sequence[tuple[PrunedModel, Item]]) -> None:
     """Each point on a runner that has not grown yet: its memory and its gate, then the time of all points in turns."""
     if reason := peer.refusal():
         for model, item in points:

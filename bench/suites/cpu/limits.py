@@ -19,7 +19,7 @@ from bench.core.engines import Stream
 from bench.core.machine import Machine, buffer_of
 from bench.core.nominal import layers_flops
 from bench.peers.table import Peer
-from bench.suites.cpu.bench import Bench, Item, Model, ratio, work
+from bench.suites.cpu.bench import Bench, Item, PrunedModel, ratio, work
 from engine.backends.fold import fold
 from engine.checkpoint import Checkpoint
 from engine.spec.cost import BYTES
@@ -29,7 +29,7 @@ Calls = dict[str, Callable[[], object]]
 STEPS = 10_000_000  # multiply-adds of each register in a sample: as long as the attention it is held against, some 20 ms
 
 
-def proportion(bench: Bench, models: Sequence[Model], peers: Sequence[Peer], item: Item) -> None:
+def proportion(bench: Bench, models: Sequence[PrunedModel], peers: Sequence[Peer], item: Item) -> None:
     """Each of our own precisions over all lists of kept heads in turns; the first model is the dense one."""
     for peer in peers:
         right = []
@@ -57,7 +57,7 @@ def proportion(bench: Bench, models: Sequence[Model], peers: Sequence[Peer], ite
 def attention(bench: Bench, peers: Sequence[Peer]) -> None:
     """Fused attention of a segment against the registers' own rate, in turns."""
     shape = narrow(bench.shape)
-    model = Model.of(cases.dense_model(shape, vocabulary=False), (tuple(range(shape.heads)),))
+    model = PrunedModel.of(cases.dense_model(shape, vocabulary=False), (tuple(range(shape.heads)),))
     item = Item("attention", "layers", 1, shape.rows)
     flops = layers_flops(model.compact.spec, work="score", batch=1, rows=shape.rows).needed
     with Machine(bench.threads) as machine:
@@ -75,7 +75,7 @@ def attention(bench: Bench, peers: Sequence[Peer]) -> None:
             bench.add(model, peer, item, gates[peer.name], samples["kernel"], figures)
 
 
-def bandwidth(bench: Bench, model: Model, peers: Sequence[Peer]) -> None:
+def bandwidth(bench: Bench, model: PrunedModel, peers: Sequence[Peer]) -> None:
     """A token of one sequence against reading as many bytes from end to end, in turns."""
     item = Item("decode", "layers", 1, 1)
     shown = replace(item, work="bandwidth")

@@ -15,7 +15,7 @@ from bench.peers.table import PEERS, Peer, taking_part
 from bench.suites.cpu import growth as cpu_growth
 from bench.suites.cpu import limits as cpu_limits
 from bench.suites.cpu import report as cpu_report
-from bench.suites.cpu.bench import Bench, Item, Model, Outcome, Plan, items_of
+from bench.suites.cpu.bench import Bench, Item, Outcome, PrunedModel, TimingPlan, items_of
 from bench.suites.cpu.report import FILE
 from engine.checkpoint import Checkpoint
 from engine.errors import EngineError, InputError, Problem
@@ -30,7 +30,7 @@ BATCHES_SHOWN = (1, 16, 64)  # of decode, those that fit into this machine
 
 
 @dataclass(frozen=True)
-class Asked:
+class CpuRequest:
     """The work of a run; kept: total heads of the models, the dense one among them."""
 
     shape: Geometry
@@ -41,7 +41,7 @@ class Asked:
     batches: tuple[int, ...]
     threads: tuple[int, ...]
     lengths: tuple[int, ...]
-    plan: Plan
+    plan: TimingPlan
 
     @staticmethod
     def of(
@@ -54,7 +54,7 @@ class Asked:
         threads: Sequence[int] | None,
         rounds: int | None,
         quick: bool,
-    ) -> Asked:
+    ) -> CpuRequest:
         """From the words a user gives; raises InputError naming all that are unknown."""
         shape = cases.geometry(geometry)
         lists = models_of(shape)
@@ -66,11 +66,11 @@ class Asked:
         if problems:
             raise InputError(problems)
         wanted = peers or (QUICK_PEERS if quick else sorted(engines))
-        plan = Plan(rounds=2, tokens=4, patience=1.0) if quick else Plan()
+        plan = TimingPlan(rounds=2, tokens=4, patience=1.0) if quick else TimingPlan()
         peers_asked = taking_part(PEERS, wanted)
         kept_asked = tuple(kept or ([min(lists)] if quick else lists))
         usual = (1,) if quick else tuple(batch for batch in BATCHES_SHOWN if fits(memory_of(shape, kept_asked, peers_asked, batch)))
-        return Asked(
+        return CpuRequest(
             shape=shape,
             works=tuple(works or (WORKS[:-1] if quick else WORKS)),
             kept=kept_asked,
@@ -95,7 +95,7 @@ def memory_of(shape: Geometry, kept: Sequence[int], peers: Sequence[Peer], batch
     return needed_bytes(spec, [peer for peer in peers if peer.refusal() is None], batch)
 
 
-def run(asked: Asked, out: Path | None, *, quiet: bool) -> None:
+def run(asked: CpuRequest, out: Path | None, *, quiet: bool) -> None:
     """Measure, print the tables, keep the rows in out/cpu.jsonl; raises EngineError for gates that did not pass."""
     needed = memory_of(asked.shape, asked.kept, asked.peers, max(asked.batches))
     require_memory(needed, hint="name fewer engines with --peer, smaller batches with --batch, or models of fewer heads with --kept")
@@ -122,12 +122,12 @@ def run(asked: Asked, out: Path | None, *, quiet: bool) -> None:
         raise EngineError(["gates did not pass, and what they guard has no figure:", *failed])
 
 
-def _measured(bench: Bench, asked: Asked, dense: Checkpoint, part: str) -> Iterator[None]:
+def _measured(bench: Bench, asked: CpuRequest, dense: Checkpoint, part: str) -> Iterator[None]:
     """Stops after each piece of work, so that its rows can be kept."""
     lists = models_of(asked.shape)
     ours = [peer for peer in asked.peers if peer.ours]
     for kept in asked.kept:
-        model = Model.of(dense, lists[kept])
+        model = PrunedModel.of(dense, lists[kept])
         for item in items_of(asked.works, part, asked.batches, asked.shape):
             bench.compare(model, asked.peers, item)
             yield
@@ -141,13 +141,13 @@ def _measured(bench: Bench, asked: Asked, dense: Checkpoint, part: str) -> Itera
         cpu_limits.attention(bench, ours)
         yield
     if "share" in asked.works:
-        models = [Model.of(dense, lists[kept]) for kept in sorted({max(lists), *asked.kept}, reverse=True)]
+        models = [PrunedModel.of(dense, lists[kept]) for kept in sorted({max(lists), *asked.kept}, reverse=True)]
         for item in (Item("score", part, 1, asked.shape.rows), Item("decode", part, 1, 1)):
             cpu_limits.proportion(bench, models, ours, item)
             yield
         for model in models:
             model.close()
     if "growth" in asked.works:
-        smallest = Model.of(dense, lists[min(asked.kept)])
+        smallest = PrunedModel.of(dense, lists[min(asked.kept)])
         cpu_growth.growth(bench, dense, smallest, ours[0], lengths=asked.lengths, batches=BATCHES)
         yield

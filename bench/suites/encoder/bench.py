@@ -16,9 +16,9 @@ import numpy as np
 
 from bench.core.cases import Kept
 from bench.peers.base import Skipped
-from bench.peers.encoder_base import Encoder
+from bench.peers.encoder_base import EncoderEngine
 from bench.peers.table import Peer
-from bench.suites.cpu.bench import Item, Model, Recorder, failure, gate_of, ratio
+from bench.suites.cpu.bench import Item, PrunedModel, Recorder, failure, gate_of, ratio
 from bench.suites.encoder import cases as encoder_cases
 from bench.suites.encoder.cases import EncoderShape, Texts
 from bench.suites.encoder.files import EncoderFiles
@@ -36,7 +36,7 @@ LONGEST_CALL = 45.0  # seconds of the processor; an engine that would take more 
 
 
 @dataclass
-class EncoderModel(Model):
+class EncoderModel(PrunedModel):
     """files: the compact model as its peers read it; exact: what the masked one answers on plain PyTorch, by work."""
 
     files: EncoderFiles = field(kw_only=True)
@@ -128,13 +128,13 @@ class EncoderBench(Recorder):
                     gates[key] = gate_of(peer, difference(found, model.exact[item.work]), model.narrow)
                 advance()
 
-    def _encoder(self, model: EncoderModel, peer: Peer) -> Encoder:
+    def _encoder(self, model: EncoderModel, peer: Peer) -> EncoderEngine:
         """The peer's encoder of a model, built once; raises Skipped with the reason where it cannot be."""
         if reason := peer.refusal():
             raise Skipped(reason)
         if peer.name not in model.runners:
             model.runners[peer.name] = peer.build(model.files, peer.dtype, self.threads)
-        encoder: Encoder = model.runners[peer.name]
+        encoder: EncoderEngine = model.runners[peer.name]
         return encoder
 
     def _figures(self, key: tuple[int, str], peers: Sequence[Peer], samples: Mapping[tuple[int, str], list[float]]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from bench.core import rows
 from bench.core.rows import Row
 from bench.peers.encoder_table import PEERS
 from bench.peers.table import Peer, taking_part
-from bench.suites.cpu.bench import Outcome, Plan
+from bench.suites.cpu.bench import Outcome, TimingPlan
 from bench.suites.encoder import cases as encoder_cases
 from bench.suites.encoder import report as encoder_report
 from bench.suites.encoder.bench import EncoderBench, EncoderModel
@@ -27,14 +27,14 @@ QUICK_PEERS = ("cpu", "torch:float32", "onnxruntime", "openvino:float32")
 
 
 @dataclass(frozen=True)
-class Asked:
+class EncoderRequest:
     """The work of a run."""
 
     shape: EncoderShape
     works: tuple[str, ...]
     peers: tuple[Peer, ...]
     threads: tuple[int, ...]
-    plan: Plan
+    plan: TimingPlan
 
     @staticmethod
     def of(
@@ -44,7 +44,7 @@ class Asked:
         threads: Sequence[int] | None,
         rounds: int | None,
         quick: bool,
-    ) -> Asked:
+    ) -> EncoderRequest:
         """From the words a user gives; raises InputError naming all that are unknown."""
         shape = encoder_cases.shape_of(geometry)
         engines = {name for peer in PEERS for name in (peer.engine, f"{peer.engine}:{peer.dtype}")}
@@ -53,8 +53,8 @@ class Asked:
         if problems:
             raise InputError(problems)
         wanted = peers or (QUICK_PEERS if quick else sorted(engines))
-        plan = Plan(rounds=2, patience=1.0) if quick else Plan(rounds=5, patience=2.0)
-        return Asked(
+        plan = TimingPlan(rounds=2, patience=1.0) if quick else TimingPlan(rounds=5, patience=2.0)
+        return EncoderRequest(
             shape=shape,
             works=tuple(works or (WORKS[:1] if quick else WORKS)),
             peers=taking_part(PEERS, wanted),
@@ -63,7 +63,7 @@ class Asked:
         )
 
 
-def run(asked: Asked, out: Path | None, *, quiet: bool, as_json: bool) -> None:
+def run(asked: EncoderRequest, out: Path | None, *, quiet: bool, as_json: bool) -> None:
     """Measure, print the tables, keep the rows in out/encoder.jsonl; raises EngineError for gates that did not pass.
 
     The dense model encodes the ragged batch on the first number of threads only: seconds a call, engine by engine. The models' files, of

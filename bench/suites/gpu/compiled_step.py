@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from bench.suites.gpu.figures import Run, host
-from bench.suites.gpu.models import Model
+from bench.suites.gpu.models import GpuModel
 from engine.backends.torch.cache import Start
 from engine.backends.torch.runner import TorchLayer, TorchRunner
 from engine_kernels import reference
@@ -17,13 +17,13 @@ MODES = ("reduce-overhead", "max-autotune")
 Step = Callable[[torch.Tensor], torch.Tensor]
 
 
-def eager(run: Run, model: Model, batch: int) -> None:
+def eager(run: Run, model: GpuModel, batch: int) -> None:
     """Layers of one token for `batch` sequences in mid-stream."""
     step, hidden = step_of(model.plain, batch), _hidden(run, model, batch)
     run.add("decode", f"torch, eager, {model.heads} heads, batch {batch}", **run.clock.both(lambda: step(hidden)))
 
 
-def measure(run: Run, models: Sequence[Model]) -> None:
+def measure(run: Run, models: Sequence[GpuModel]) -> None:
     """Compiled, for the first batch size only, as it takes its time."""
     if run.interpreted:
         run.miss("decode, torch.compile: the interpreter compiles nothing")
@@ -34,7 +34,7 @@ def measure(run: Run, models: Sequence[Model]) -> None:
             run.attempt(f"decode, {name}", partial(_compiled, run, model, name, mode, run.sizes.batches[0]))
 
 
-def _compiled(run: Run, model: Model, name: str, mode: str, batch: int) -> None:
+def _compiled(run: Run, model: GpuModel, name: str, mode: str, batch: int) -> None:
     hidden = _hidden(run, model, batch)
     exact, plain = (host(step_of(runner, batch)(hidden)) for runner in (model.exact, model.plain))
     compiled = torch.compile(step_of(model.plain, batch), mode=mode, dynamic=False)
@@ -43,7 +43,7 @@ def _compiled(run: Run, model: Model, name: str, mode: str, batch: int) -> None:
         run.add("decode", name, **run.clock.both(lambda: compiled(hidden)), gate=gate)
 
 
-def _hidden(run: Run, model: Model, batch: int) -> torch.Tensor:
+def _hidden(run: Run, model: GpuModel, batch: int) -> torch.Tensor:
     return torch.randn((batch, model.plain.stack.hidden), device=run.device)
 
 

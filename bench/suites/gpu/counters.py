@@ -17,7 +17,7 @@ import torch
 
 from bench.suites.gpu.child import die_with_the_parent
 from bench.suites.gpu.figures import Run, begin
-from bench.suites.gpu.plan import Asked, Part
+from bench.suites.gpu.plan import GpuRequest, Part
 
 FUNCTIONS = {"decode_step": "decode_step", "hopper_attend": "hopper_kernel"}  # an operation → its kernel's name
 SKIPPED = 2  # launches before the one that is looked at
@@ -66,7 +66,7 @@ def launch(run: Run, kernel: str) -> None:
 
 def main(kernel: str, dtype: str) -> None:
     die_with_the_parent()
-    part = Part("counters", __name__, "cuda", SECONDS, Asked(out=".", dtype=dtype), described=True)
+    part = Part("counters", __name__, "cuda", SECONDS, GpuRequest(out=".", dtype=dtype), described=True)
     run = begin(part, lambda event: print(event, flush=True))
     if run is None:
         sys.exit("counters: the cuda backend does not run here")

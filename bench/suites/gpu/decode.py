@@ -11,7 +11,7 @@ import torch
 from bench.core.engines import Stream
 from bench.suites.gpu import compiled_step
 from bench.suites.gpu.figures import Run, started
-from bench.suites.gpu.models import Model, at_once, models
+from bench.suites.gpu.models import GpuModel, at_once, models
 from bench.suites.gpu.plan import OURS
 from engine.backends.gpu.runner import GpuRunner
 from engine.measure.tokens import random_ids
@@ -34,7 +34,7 @@ def measure(run: Run) -> None:
 class Case:
     """A model, and what plain PyTorch answers to as many sequences as the largest batch has."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: GpuModel) -> None:
         sizes = model.run.sizes
         self.model = model
         self.ids = random_ids(model.vocab, (max(sizes.batches), sizes.fed), 1)

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from bench.core.cases import compact, dense_model, kept_lists
-from bench.core.engines import Settings, Stream, build
+from bench.core.engines import EngineSettings, Stream, build
 from bench.suites.gpu.figures import Run
 from engine.backends.fold import fold
 from engine.backends.gpu.runner import GpuRunner
@@ -22,7 +22,7 @@ SIDE_BY_SIDE = 16  # sequences plain PyTorch takes at once, which holds scores o
 
 
 @dataclass
-class Model:
+class GpuModel:
     """A checkpoint and its runners, each made when first asked for."""
 
     run: Run
@@ -39,7 +39,7 @@ class Model:
     @cached_property
     def ours(self) -> GpuRunner:
         assert self.run.backend is not None
-        runner = build(self.checkpoint, Settings(self.run.backend, self.run.dtype))
+        runner = build(self.checkpoint, EngineSettings(self.run.backend, self.run.dtype))
         assert isinstance(runner, GpuRunner)
         return runner
 
@@ -60,11 +60,11 @@ class Model:
         return runner
 
 
-def models(run: Run) -> list[Model]:
+def models(run: Run) -> list[GpuModel]:
     """The dense model of the geometry, and the one with the fewest heads."""
     dense = dense_model(run.sizes.geometry, vocabulary=False)
     lists = kept_lists(run.sizes.geometry)
-    return [Model(run, dense), Model(run, compact(dense, lists[min(lists)]))]
+    return [GpuModel(run, dense), GpuModel(run, compact(dense, lists[min(lists)]))]
 
 
 def at_once(runner: TorchRunner, ids: np.ndarray, want: Want, targets: np.ndarray | None = None) -> np.ndarray:

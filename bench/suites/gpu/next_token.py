@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.core.engines import Stream
 from bench.suites.gpu.figures import Run, started
-from bench.suites.gpu.models import Model, models
+from bench.suites.gpu.models import GpuModel, models
 from bench.suites.gpu.plan import OURS
 from engine.backends.runner import Runner
 from engine.measure.tokens import random_ids
@@ -22,7 +22,7 @@ def measure(run: Run) -> None:
         run.attempt(f"token, {run.backend}, {model.heads} heads", partial(_token, run, model))
 
 
-def _token(run: Run, model: Model) -> None:
+def _token(run: Run, model: GpuModel) -> None:
     label, numbers = f"{run.backend}, {model.heads} heads", {}
     runner: Runner = model.plain
     if run.backend in OURS:

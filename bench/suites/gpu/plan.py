@@ -36,7 +36,7 @@ SECTIONS = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class GpuRequest:
     """What every part of a run shares. batches, rows: instead of the sizes of the geometry; out: the folder, absolute."""
 
     out: str
@@ -59,7 +59,7 @@ class Part:
     module: str
     backend: str | None
     seconds: float
-    asked: Asked
+    asked: GpuRequest
     described: bool = False
 
     @property
@@ -74,10 +74,10 @@ class Part:
         values: dict[str, Any] = json.loads(text)
         asked = values.pop("asked")
         batches, rows = tuple(asked.pop("batches")), tuple(asked.pop("rows"))
-        return Part(**values, asked=Asked(**asked, batches=batches, rows=rows))
+        return Part(**values, asked=GpuRequest(**asked, batches=batches, rows=rows))
 
 
-def parts_of(asked: Asked, sections: Sequence[str] = (), backends: Sequence[str] = ()) -> list[Part]:
+def parts_of(asked: GpuRequest, sections: Sequence[str] = (), backends: Sequence[str] = ()) -> list[Part]:
     """All parts, or those of some sections and backends; a section without a choice of backends has its part whatever `backends` says.
 
     What compiles for long comes last. Raises InputError for names there are not, and where nothing is left.
@@ -97,7 +97,7 @@ def parts_of(asked: Asked, sections: Sequence[str] = (), backends: Sequence[str]
     return parts
 
 
-def _parts(asked: Asked, sections: Sequence[str], backends: Sequence[str]) -> Iterator[Part]:
+def _parts(asked: GpuRequest, sections: Sequence[str], backends: Sequence[str]) -> Iterator[Part]:
     for name, section in SECTIONS.items():
         for backend in section.backends:
             if name in sections and (backend is None or backend in backends):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.suites.gpu.plan import Asked
+from bench.suites.gpu.plan import GpuRequest
 from engine.errors import EngineError
 
 
@@ -16,7 +16,7 @@ from engine.errors import EngineError
 class Report:
     """figures hold section, case and numbers; missing: what could not be had and why; failed: gates that did not pass; died: parts."""
 
-    asked: Asked
+    asked: GpuRequest
     about: dict[str, Any] = field(default_factory=dict)  # device, versions and commit, by the first part that was able to say
     figures: list[dict[str, Any]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)

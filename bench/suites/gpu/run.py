@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bench.suites.gpu import supervise
-from bench.suites.gpu.plan import Asked, Part
+from bench.suites.gpu.plan import GpuRequest, Part
 from bench.suites.gpu.report import Report, cannot_be_written
 from engine.errors import EngineError, Problem
 from engine_kernels.backends import no_gpu
@@ -15,7 +15,7 @@ from engine_kernels.backends import no_gpu
 WORTH_STARTING = 10.0  # seconds: less than a process takes until its first figure
 
 
-def measure(asked: Asked, parts: Sequence[Part], minutes: float) -> Report:
+def measure(asked: GpuRequest, parts: Sequence[Part], minutes: float) -> Report:
     """gpu.json, gpu.md and gpu.log, the words of all parts, in asked.out; raises EngineError without a GPU, before anything is written.
 
     A part that dies is missing with its reason. After such a one the GPU is asked; where it does not answer, so is the rest.

@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.core.engines import Stream
 from bench.suites.gpu.figures import Run, started
-from bench.suites.gpu.models import Model, at_once, models
+from bench.suites.gpu.models import GpuModel, at_once, models
 from bench.suites.gpu.plan import OURS
 from engine.measure.tokens import random_ids
 
@@ -19,7 +19,7 @@ def measure(run: Run) -> None:
         run.attempt(f"score, {run.backend}, {model.heads} heads", partial(_score, run, model))
 
 
-def _score(run: Run, model: Model) -> None:
+def _score(run: Run, model: GpuModel) -> None:
     """A first segment and a second one before which a whole window stands; what is timed continues the same streams."""
     batch, rows = run.sizes.scored, run.sizes.geometry.rows
     label = f"{run.backend}, {model.heads} heads, {batch} × {rows}"
