@@ -17,7 +17,7 @@ from engine.errors import InputError, Problem, Unsupported
 from engine.runtime import encoding, generation, scoring
 from engine.runtime.executor import CHUNK, Executor
 from engine.runtime.inputs import is_batch, prompt_row, rectangle, token_rows
-from engine.runtime.options import GenerationOptions, generation_options
+from engine.runtime.options import GenerationOptions, generation_options, takes_options
 from engine.runtime.scoring import Progress, Score
 from engine.runtime.sequence import Completion, Generation, Token
 from engine.spec import ModelSpec
@@ -113,19 +113,8 @@ class Model:
     def generate(self, prompt: list[str], **options: Any) -> list[Completion]: ...
     @overload
     def generate(self, prompt: Any, **options: Any) -> Any: ...
-    def generate(
-        self,
-        prompt: Any,
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: Any = None,
-        logprobs: int = 0,
-        **unknown: Any,
-    ) -> Any:
+    @takes_options
+    def generate(self, prompt: Any, **options: Any) -> Any:
         """Continue a prompt, text or token ids → Completion(ids, text, logprobs, finish_reason); a batch of prompts gives a list.
 
         temperature 0 is greedy. stop: texts, token ids, or a list of both; no token ends a text by itself. logprobs: alternatives kept per
@@ -133,38 +122,25 @@ class Model:
         the Completion. A model with positions ends where they do, finish_reason "length". Raises InputError for anything wrong in the
         prompt or the options.
         """
-        given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop": stop}
-        options = self._options({**given, "logprobs": logprobs, **unknown})
+        checked = self._options(options)
         several = is_batch(prompt)
         prompts = [(f"prompt[{i}]", p) for i, p in enumerate(prompt)] if several else [("prompt", prompt)]
-        generations = [self._start(p, where, options) for where, p in prompts]
+        generations = [self._start(p, where, checked) for where, p in prompts]
         for _ in generation.generate(self._executor, generations):
             pass
         completions = [g.completion() for g in generations]
         return completions if several else completions[0]
 
-    def stream(
-        self,
-        prompt: Any,
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: Any = None,
-        logprobs: int = 0,
-        **unknown: Any,
-    ) -> Generator[Token, None, None]:
+    @takes_options
+    def stream(self, prompt: Any, **options: Any) -> Generator[Token, None, None]:
         """As generate for one prompt, token by token as they come: Token(id, text, logprob). Texts joined are generate's text.
 
         Closing the iterator early frees its cache.
         """
-        given = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop": stop}
-        options = self._options({**given, "logprobs": logprobs, **unknown})
+        checked = self._options(options)
         if is_batch(prompt):
             raise InputError(Problem("prompt", "one prompt", "several"), hint="generate takes a batch")
-        return self._tokens(self._start(prompt, "prompt", options))
+        return self._tokens(self._start(prompt, "prompt", checked))
 
     def trace(self, ids: Any) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
         """One sequence ids [T], a part at a time: residual stream [rows, hidden] after embedding and each layer; log p [rows, vocab]."""

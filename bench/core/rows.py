@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint.new_directory import new_file
 from engine.errors import CheckpointError, EngineError, Problem
 
 ROOT = Path(__file__).parents[2]
@@ -112,11 +112,7 @@ def replace_rows(path: Path, tried: Iterable[Key], rows: Sequence[Row]) -> None:
     gone = set(tried)
     kept = [row for row in read_rows(path) if row.key not in gone]
     text = "".join(json.dumps(vars(row), allow_nan=False) + "\n" for row in [*kept, *rows])
-    temporary = path.with_suffix(".new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        new_file(path, text.encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise EngineError(f"{path}: cannot be written: {error.strerror}", hint="choose another folder with --out") from None

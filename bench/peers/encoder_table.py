@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from bench.peers.table import OPENVINO_NEEDS, ORT_NEEDS, Peer, built_by
 
-from bench.peers.table import OPENVINO_NEEDS, ORT_NEEDS, Build, Peer
-from bench.suites.encoder.files import EncoderFiles
-
-
-def _encoder(module: str, name: str) -> Build:
-    """An EncoderEngine of this package, imported when it is built."""
-
-    def build(files: EncoderFiles, dtype: str, threads: int) -> Any:
-        return getattr(import_module(f"bench.peers.encoder_{module}"), name)(files, dtype, threads)
-
-    return build
-
-
-OURS, PLAIN, COMPILED = _encoder("ours", "OurEncoder"), _encoder("torch", "TorchEncoder"), _encoder("torch", "CompiledEncoder")
-ONNX, OPENVINO = _encoder("graphs", "OnnxRuntimeEncoder"), _encoder("graphs", "OpenVinoEncoder")
-CTRANSLATE = _encoder("ctranslate", "CTranslateEncoder")
+OURS = built_by("encoder_ours", "OurEncoder")
+PLAIN, COMPILED = built_by("encoder_torch", "TorchEncoder"), built_by("encoder_torch", "CompiledEncoder")
+ONNX, OPENVINO = built_by("encoder_graphs", "OnnxRuntimeEncoder"), built_by("encoder_graphs", "OpenVinoEncoder")
+CTRANSLATE = built_by("encoder_ctranslate", "CTranslateEncoder")
 PEERS = (
     Peer("cpu", "float32", OURS),
     Peer("cpu", "bfloat16", OURS),
@@ -29,7 +16,7 @@ PEERS = (
     Peer("torch", "bfloat16", PLAIN, ("torch",)),
     Peer("compile", "float32", COMPILED, ("torch",)),
     Peer("compile", "bfloat16", COMPILED, ("torch",)),
-    Peer("transformers", "float32", _encoder("transformers", "TransformersEncoder")),
+    Peer("transformers", "float32", built_by("encoder_transformers", "TransformersEncoder")),
     Peer("onnxruntime", "float32", ONNX, ORT_NEEDS),
     Peer("onnxruntime", "bfloat16", ONNX, ORT_NEEDS, "ONNX Runtime has no bfloat16 products on processors"),
     Peer("onnxruntime", "int8", ONNX, ORT_NEEDS),

@@ -71,18 +71,17 @@ def _backend(name: str) -> Build:
     return build
 
 
-def _peer(module: str, name: str) -> Build:
-    """A runner of this package, imported when it is built."""
+def built_by(module: str, name: str) -> Build:
+    """A runner or an encoder of this package, imported when it is built."""
 
-    def build(checkpoint: Checkpoint, dtype: str, threads: int) -> Runner:
-        runner: Runner = getattr(import_module(f"bench.peers.{module}"), name)(checkpoint, dtype, threads)
-        return runner
+    def build(source: Any, dtype: str, threads: int) -> Any:
+        return getattr(import_module(f"bench.peers.{module}"), name)(source, dtype, threads)
 
     return build
 
 
-PUBLISHED, COMPILED = _peer("published", "PublishedRunner"), _peer("compiled", "CompiledRunner")
-ONNX, OPENVINO = _peer("onnx_runtime", "OnnxRuntimeRunner"), _peer("open_vino", "OpenVinoRunner")
+PUBLISHED, COMPILED = built_by("published", "PublishedRunner"), built_by("compiled", "CompiledRunner")
+ONNX, OPENVINO = built_by("onnx_runtime", "OnnxRuntimeRunner"), built_by("open_vino", "OpenVinoRunner")
 ORT_NEEDS, OPENVINO_NEEDS = ("torch", "onnx", "onnxruntime"), ("torch", "onnx", "openvino")
 PEERS = (
     Peer("cpu", "float32", _backend("cpu")),

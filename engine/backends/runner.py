@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -133,4 +133,3 @@ class Limits:
     device: str = "cpu"
     threads: int | None = None
     quantization: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)

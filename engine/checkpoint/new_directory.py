@@ -46,10 +46,15 @@ def new_directory(destination: Path) -> Iterator[Path]:
 
 
 def new_file(destination: Path, data: bytes) -> None:
-    """Write a file, in the place of one that stands there; its folder is made where there is none. Raises OSError."""
+    """As replace_file; its folder is made where there is none. Raises OSError."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(destination, data)
+
+
+def replace_file(destination: Path, data: bytes) -> None:
+    """Write a file, in the place of one that stands there. Raises OSError."""
     temporary = _sibling(destination, "new")
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
         os.replace(temporary, destination)
     finally:

@@ -29,6 +29,7 @@ from engine.cli.support import (
     spinner,
 )
 from engine.errors import EngineError, InputError, Problem
+from engine.runtime.options import GenerationOptions
 
 app = typer.Typer(
     name="headcount",
@@ -157,8 +158,10 @@ def verify(
 def generate(
     path: ModelPath,
     prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="Text to continue; - reads standard input.")],
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens to add at most.")] = 128,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.0,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Tokens to add at most.")
+    ] = GenerationOptions.max_new_tokens,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = GenerationOptions.temperature,
     top_k: Annotated[int | None, typer.Option("--top-k", help="Draw among the K most probable tokens.")] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", help="Draw among the fewest tokens that reach this share.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Same seed, same text; drawn by default.")] = None,
@@ -177,14 +180,15 @@ def generate(
     import engine
 
     words = read_text("-") if prompt == "-" else prompt
-    sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop": stop}
+    sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sampling |= {"seed": seed, "stop": stop}
     load = partial(engine.load, path, backend=backend, threads=threads, config=config, heads=heads, **options)
     with load(dtype=dtype, quantization=quantization) as model:
         if as_json:
-            done = model.generate(words, max_new_tokens=max_new_tokens, **sampling)
+            done = model.generate(words, **sampling)
             print_json({"prompt": words, "text": done.text, "ids": list(done.ids), "finish_reason": done.finish_reason, "seed": done.seed})
             return
-        tokens = model.stream(words, max_new_tokens=max_new_tokens, **sampling)  # wrong arguments raise here, before anything is printed
+        tokens = model.stream(words, **sampling)  # wrong arguments raise here, before anything is printed
         print(words, end="", flush=True)
         for token in tokens:
             print(token.text, end="", flush=True)

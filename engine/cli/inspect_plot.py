@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.checkpoint.new_directory import replace_file
 from engine.errors import CheckpointError, Problem, Unsupported
 from engine.spec.cost import Cost, PartCost, add_parts
 
@@ -117,14 +116,6 @@ def _series(cost: Cost) -> list[PartCost]:
 
 def _write(content: bytes, path: Path) -> None:
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except OSError:
-            os.unlink(temporary)
-            raise
+        replace_file(path, content)
     except OSError as error:
         raise CheckpointError(Problem(str(path), "a file that can be written", error.strerror or str(error))) from None

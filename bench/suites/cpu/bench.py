@@ -85,6 +85,19 @@ class PrunedModel:
         self.runners.clear()
         self.references.clear()
 
+    @property
+    def source(self) -> Any:
+        """What a peer is built of."""
+        return self.compact
+
+    def built(self, peer: Peer, threads: int) -> Any:
+        """The runner a peer makes of it, built once; raises Skipped with the reason where it cannot be."""
+        if reason := peer.refusal():
+            raise Skipped(reason)
+        if peer.name not in self.runners:
+            self.runners[peer.name] = peer.build(self.source, peer.dtype, threads)
+        return self.runners[peer.name]
+
     def reference(self, dtype: str, threads: int) -> Runner:
         """The masked model on plain PyTorch."""
         if dtype not in self.references:
@@ -208,12 +221,7 @@ class Bench(Recorder):
         return gates, skipped
 
     def runner(self, model: PrunedModel, peer: Peer) -> Runner:
-        """The peer's runner of a model, built once; raises Skipped with the reason where it cannot be."""
-        if reason := peer.refusal():
-            raise Skipped(reason)
-        if peer.name not in model.runners:
-            model.runners[peer.name] = peer.build(model.compact, peer.dtype, self.threads)
-        runner: Runner = model.runners[peer.name]
+        runner: Runner = model.built(peer, self.threads)
         return runner
 
     def _time(self, model: PrunedModel, peers: Sequence[Peer], item: Item) -> dict[str, list[float]]:

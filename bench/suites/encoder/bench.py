@@ -50,6 +50,10 @@ class EncoderModel(PrunedModel):
         compact = Checkpoint(compact.spec, dict(compact.weights), compact.provenance)  # cut once
         return EncoderModel(heads, compact, mask(dense, heads), files=EncoderFiles(compact, folder / str(sum(map(len, heads)))))
 
+    @property
+    def source(self) -> EncoderFiles:
+        return self.files
+
     def answer(self, texts: Texts, dtype: str, threads: int) -> np.ndarray:
         """Hidden states [tokens, hidden] of the masked model on plain PyTorch."""
         runner = self.reference(dtype, threads)
@@ -129,12 +133,7 @@ class EncoderBench(Recorder):
                 advance()
 
     def _encoder(self, model: EncoderModel, peer: Peer) -> EncoderEngine:
-        """The peer's encoder of a model, built once; raises Skipped with the reason where it cannot be."""
-        if reason := peer.refusal():
-            raise Skipped(reason)
-        if peer.name not in model.runners:
-            model.runners[peer.name] = peer.build(model.files, peer.dtype, self.threads)
-        encoder: EncoderEngine = model.runners[peer.name]
+        encoder: EncoderEngine = model.built(peer, self.threads)
         return encoder
 
     def _figures(self, key: tuple[int, str], peers: Sequence[Peer], samples: Mapping[tuple[int, str], list[float]]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from engine.backends.gpu.rows import Rows
 from engine.backends.gpu.runner import GpuLayer, GpuRunner
 from engine.backends.plan import Stack
 from engine.backends.runner import Batch, Folded, Limits, Runner, StepResult
+from engine.backends.torch.device import gpu_device
 from engine.backends.torch.runner import torch_dtype
 from engine.errors import BackendUnavailable, EngineError, Problem
 from engine_kernels.backends import CUDA_DTYPES, emulated
@@ -26,13 +27,7 @@ def build(stack: Stack, folded: Folded, limits: Limits) -> Runner:
     """
     if limits.dtype not in CUDA_DTYPES:
         raise BackendUnavailable(Problem("dtype", " or ".join(CUDA_DTYPES) + " for backend cuda", limits.dtype))
-    name = limits.device if limits.device != "auto" else "cpu" if emulated() else "cuda"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise BackendUnavailable(Problem("device", "auto, cuda or cuda:N", repr(name))) from None
-    if device.type != ("cpu" if emulated() else "cuda"):
-        raise BackendUnavailable(Problem("device", "a GPU, or the CPU under HEADCOUNT_CUDA_EMULATED=1", repr(name)))
+    device = gpu_device(limits.device, without_gpu=emulated(), variable="HEADCOUNT_CUDA_EMULATED")
     try:
         return CudaRunner(stack, folded, torch_dtype(limits.dtype), device, CudaKernels(device))
     except KernelError as error:

@@ -14,6 +14,7 @@ from engine.backends.plan import Stack
 from engine.backends.runner import Batch, Folded, Limits, Runner, StepResult, fresh_batch, position_rows
 from engine.backends.slots import Slots
 from engine.backends.torch.cache import Bidirectional, Groups, Past, Rings, Start, Tables
+from engine.backends.torch.device import torch_device
 from engine.backends.torch.embedding import TorchEmbedding
 from engine.backends.torch.head import TorchHead
 from engine.errors import BackendUnavailable, Problem
@@ -26,13 +27,9 @@ IN_FLOAT32 = ("norm", "norm_bias", "content_bias", "position_bias")  # added or 
 
 def build(stack: Stack, folded: Folded, limits: Limits) -> Runner:
     """A TorchRunner on limits.device; raises BackendUnavailable where the device is not there."""
-    name = "cpu" if limits.device == "auto" else limits.device
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise BackendUnavailable(Problem("device", "auto, cpu, cuda or cuda:N", repr(name))) from None
+    device = torch_device(limits.device, auto="cpu", expected="auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise BackendUnavailable(Problem("device", "one PyTorch can use here", f"{name!r}: PyTorch sees no GPU"))
+        raise BackendUnavailable(Problem("device", "one PyTorch can use here", f"{limits.device!r}: PyTorch sees no GPU"))
     if limits.threads is not None:
         torch.set_num_threads(limits.threads)  # PyTorch has one pool for the whole process
     return TorchRunner(stack, folded, torch_dtype(limits.dtype), device)
