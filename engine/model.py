@@ -191,7 +191,7 @@ class Model:
         """
         self._executor.check_open()
         causal = self._executor.stack.causal
-        own = getattr(self._runner, "forward" if causal else "forward_whole", None)
+        own = getattr(self._runner, "forward" if causal else "forward_bidirectional", None)
         if not causal:
             sequences, length = self._visible(ids, attention_mask, token_type_ids, "forward")
         else:

@@ -1,5 +1,5 @@
 # The CUDA kernels twice: by nvcc as headcount_cuda, and by the host's compiler as headcount_cuda_emulated, for tests.
-set(CUDA_KERNELS attention/constants attention/ring attention/rows attention/whole decode/decode hopper/attend linear/projections
+set(CUDA_KERNELS attention/constants attention/ring attention/rows attention/bidirectional decode/decode hopper/attend linear/projections
   linear/vocabulary)
 set(CUDA_HOST_SOURCES csrc/cuda/decode/pack.cc csrc/cuda/decode/schedule.cc csrc/cuda/decode/validate.cc)
 

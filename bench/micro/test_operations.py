@@ -21,7 +21,7 @@ from engine_kernels.testing import difference
 
 HEADS = [8, 5, 3]
 CLOSE = 1e-4  # float32 results near 1
-SEE = Visibility(window=S1.window, segment=0, reach=S1.window, first=0, attended_zeros=True)
+VISIBILITY = Visibility(window=S1.window, segment=0, reach=S1.window, first_distance=0, attended_zeros=True)
 TORCH = EngineSettings("torch", "float32")
 
 
@@ -58,21 +58,21 @@ def ring(stream: torch.Tensor, position: int) -> torch.Tensor:
 def test_attend_a_segment(benchmark: Any, heads: int) -> None:
     query, keys, values, tables = attention(heads, S1.rows)
     start = torch.tensor([0])
-    found = reference.attend(query, keys, values, start, tables, SEE)
+    found = reference.attend(query, keys, values, start, tables, VISIBILITY)
     last = S1.rows - 1
     rings = ring(keys, last), ring(values, last)
-    alone = reference.attend_cached(query[:, :, last], *rings, torch.tensor([last]), tables, SEE)
+    alone = reference.attend_cached(query[:, :, last], *rings, torch.tensor([last]), tables, VISIBILITY)
     assert difference(found[:, :, last], alone) <= CLOSE
-    benchmark(reference.attend, query, keys, values, start, tables, SEE)
+    benchmark(reference.attend, query, keys, values, start, tables, VISIBILITY)
 
 
 @pytest.mark.parametrize("heads", HEADS)
 def test_attend_a_token(benchmark: Any, heads: int) -> None:
     query, keys, values, tables = attention(heads, 1)
     rings, start = (ring(keys, 0), ring(values, 0)), torch.tensor([0])
-    found = reference.attend_cached(query[:, :, 0], *rings, start, tables, SEE)
-    assert difference(found, reference.attend(query, keys, values, start, tables, SEE)[:, :, 0]) <= CLOSE
-    benchmark(reference.attend_cached, query[:, :, 0], *rings, start, tables, SEE)
+    found = reference.attend_cached(query[:, :, 0], *rings, start, tables, VISIBILITY)
+    assert difference(found, reference.attend(query, keys, values, start, tables, VISIBILITY)[:, :, 0]) <= CLOSE
+    benchmark(reference.attend_cached, query[:, :, 0], *rings, start, tables, VISIBILITY)
 
 
 def step(stream: Stream, *arguments: Any) -> Any:

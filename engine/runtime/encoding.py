@@ -11,7 +11,7 @@ import numpy as np
 from engine.backends.plan import EmbeddingPlan, Stack
 from engine.backends.runner import Batch, Want
 from engine.errors import InputError, Problem
-from engine.runtime.executor import RESULT_FLOATS, STEP_ROWS, Executor, Tap, whole_batch
+from engine.runtime.executor import RESULT_FLOATS, STEP_ROWS, Executor, Tap, bidirectional_batch
 from engine.runtime.inputs import SHOWN, matching_rows, token_rows
 from engine.runtime.scoring import MOST_RESULT_BYTES, Progress
 
@@ -69,7 +69,7 @@ def forward(own: Callable[[Batch], Any], sequences: Sequence[Visible], length: i
     """Logits, or without a head hidden states, of all sequences in one step, as the backend's own tensor in the shape encode gives."""
     want: Want = "logits" if stack.head.has_logits else "hidden"
     width, pooled = _width(stack, want)
-    packed = own(whole_batch([sequence.rows for sequence in sequences], want))
+    packed = own(bidirectional_batch([sequence.rows for sequence in sequences], want))
     if pooled:
         return packed
     result = packed.new_zeros((len(sequences), length, width))
@@ -129,7 +129,7 @@ def _groups(sequences: Sequence[Visible], most_rows: int) -> Iterator[list[int]]
 
 
 def _step(executor: Executor, sequences: Sequence[Visible], want: Want, tap: Tap | None = None) -> np.ndarray:
-    result = executor.run_whole([sequence.rows for sequence in sequences], want, tap)
+    result = executor.run_bidirectional([sequence.rows for sequence in sequences], want, tap)
     found = result.hidden if want == "hidden" else result.logits
     assert found is not None
     return found

@@ -71,10 +71,10 @@ class Executor:
         with self._locked() as runner:
             return runner.step(_batch(slots, starts, rows, want, targets, tap))
 
-    def run_whole(self, sequences: Sequence[Sequence[np.ndarray]], want: Want, tap: Tap | None = None) -> StepResult:
-        """One step over whole sequences of a bidirectional stack, as whole_batch takes them."""
+    def run_bidirectional(self, sequences: Sequence[Sequence[np.ndarray]], want: Want, tap: Tap | None = None) -> StepResult:
+        """One step over whole sequences of a bidirectional stack, as bidirectional_batch takes them."""
         with self._locked() as runner:
-            return runner.step(whole_batch(sequences, want, tap))
+            return runner.step(bidirectional_batch(sequences, want, tap))
 
     def draw(self, slots: np.ndarray, starts: np.ndarray, rows: Sequence[np.ndarray], requests: Sequence[Request]) -> list[Draw]:
         """One step, and the token that follows each sequence's last row."""
@@ -108,7 +108,7 @@ class Executor:
                 self._runner.close(slot)
 
 
-def whole_batch(sequences: Sequence[Sequence[np.ndarray]], want: Want, tap: Tap | None = None) -> Batch:
+def bidirectional_batch(sequences: Sequence[Sequence[np.ndarray]], want: Want, tap: Tap | None = None) -> Batch:
     """Whole sequences packed, each (ids, positions, token types) [rows] of its visible tokens."""
     ids, positions, token_types = (np.concatenate(parts) for parts in zip(*sequences, strict=True))
     lengths = np.array([len(sequence[0]) for sequence in sequences], np.int64)

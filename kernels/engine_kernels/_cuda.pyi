@@ -38,7 +38,7 @@ def normalise(x: Any, gain: Any, shift: Any, eps: float, out: Any, stream: int) 
 def score_words(
     x: Any, weight: Any, bias: Any, targets: Any, scratch: Any, parts: Any, everything: Any, logit: Any, stream: int
 ) -> None: ...
-def attend_whole(
+def attend_bidirectional(
     query: Any,
     new_keys: Any,
     new_values: Any,
@@ -72,7 +72,7 @@ class Attention:
         window: int,
         segment: int,
         reach: int,
-        first: int,
+        first_distance: int,
         attended_zeros: bool,
         outs: Any,
         states: Any,
@@ -99,7 +99,7 @@ class Attention:
 def clusters_at_once() -> dict[int, int | str]: ...
 
 class Decode:
-    def __init__(self, hidden: int, head_dim: int, layers: list[tuple[Any, ...]], clusters: list[int]) -> None: ...
+    def __init__(self, hidden: int, head_dim: int, layers: list[dict[str, Any]], clusters: list[int]) -> None: ...
     def refusal(self, rows: int) -> str: ...
     def grid(self, rows: int) -> tuple[int, int]: ...
     def pack(self, layers: list[dict[str, Any]]) -> Any: ...

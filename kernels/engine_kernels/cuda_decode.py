@@ -16,6 +16,7 @@ import torch
 from engine_kernels.errors import KernelError
 from engine_kernels.gpu_ops import Norm, Pair, Tables, plain
 from engine_kernels.ops import Visibility
+from engine_kernels.shapes import by_name
 
 CLUSTERS = (8, 4)  # sizes to choose from, best first; 8 blocks are the most that every sm_90 GPU has in a cluster
 EMULATED_CLUSTERS = (*CLUSTERS, 2)  # the emulated GPU has clusters of 2 alone where a test asks for no others
@@ -34,7 +35,39 @@ class DecodeLayer:
     qkv_bias: torch.Tensor | None = None
     output: torch.Tensor | None = None
     tables: Tables | None = None
-    see: Visibility | None = None
+    visibility: Visibility | None = None
+
+
+@dataclass(frozen=True)
+class DecodeShape:
+    """A layer in plain numbers, whose C++ struct has these fields by the same names (csrc/cuda/decode/decode.h, LayerShape).
+
+    distance_tables: heads, or 1 for all heads, or 0; span_ramp 0 = no spans. Without heads only the norm counts.
+    """
+
+    heads: int
+    persistent: int
+    distance_tables: int
+    visibility: Visibility
+    norm_first: bool
+    norm_eps: float
+    span_ramp: float
+
+    @classmethod
+    def of(cls, layer: DecodeLayer) -> DecodeShape:
+        """From the sizes of a layer's tensors."""
+        if layer.qkv is None or layer.tables is None or layer.visibility is None:
+            return cls(0, 0, 0, Visibility(0, 0, 0, 0, False), layer.norm_first, layer.norm.eps, 0.0)
+        tables = layer.tables
+        return cls(
+            heads=layer.qkv.shape[1],
+            persistent=0 if tables.persistent_keys is None else tables.persistent_keys.shape[1],
+            distance_tables=0 if tables.distances is None else tables.distances.shape[0],
+            visibility=layer.visibility,
+            norm_first=layer.norm_first,
+            norm_eps=layer.norm.eps,
+            span_ramp=0.0 if tables.spans is None else float(tables.span_ramp),
+        )
 
 
 class DecodeStep:
@@ -54,8 +87,8 @@ class DecodeStep:
         if len(dims) != 1:
             self.refusal = f"heads of one size, not of {sorted(dims)}"
             return
-        numbers = [_numbers(layer) for layer in layers]
-        self._decode = module.Decode(hidden, dims.pop(), numbers, EMULATED_CLUSTERS if device.type == "cpu" else CLUSTERS)
+        shapes = [by_name(DecodeShape.of(layer), DecodeShape) for layer in layers]
+        self._decode = module.Decode(hidden, dims.pop(), shapes, EMULATED_CLUSTERS if device.type == "cpu" else CLUSTERS)
         self.refusal = self._decode.refusal(1) or None
         if self.refusal is None:
             self._float16 = next(layer.qkv.dtype == torch.float16 for layer in layers if layer.qkv is not None)
@@ -148,17 +181,6 @@ def _patience() -> int:
     if not 0 < seconds <= LONGEST_PATIENCE:
         raise KernelError(PATIENCE, f"a number of seconds above 0 and up to {LONGEST_PATIENCE:g}", repr(said))
     return round(seconds * 1e9)
-
-
-def _numbers(layer: DecodeLayer) -> tuple[int, int, int, int, int, int, int, bool, bool, float, float]:
-    if layer.qkv is None or layer.tables is None or layer.see is None:
-        return 0, 0, 0, 0, 0, 0, 0, False, layer.norm_first, layer.norm.eps, 0.0
-    tables, see = layer.tables, layer.see
-    persistent = 0 if tables.persistent_keys is None else tables.persistent_keys.shape[1]
-    distances = 0 if tables.distances is None else tables.distances.shape[0]
-    ramp = 0.0 if tables.spans is None else float(tables.span_ramp)
-    sees = (see.window, see.segment, see.reach, see.first_distance, see.attended_zeros)
-    return layer.qkv.shape[1], persistent, distances, *sees, layer.norm_first, layer.norm.eps, ramp
 
 
 def _weights(layer: DecodeLayer) -> dict[str, np.ndarray]:

@@ -57,13 +57,13 @@ class CudaKernels:
         several: Sequences | None,
         lengths: np.ndarray,
         tables: Tables,
-        see: Visibility,
+        visibility: Visibility,
     ) -> torch.Tensor:
         """The constants of the layer for all rows at once, then the context of sequences of one row and of several; or hopper_attend."""
         rows, heads, head_dim = query.shape
         at_once = single is None and self._takes_hopper(head_dim, heads, lengths)
         persistent = 0 if tables.persistent_keys is None else tables.persistent_keys.shape[1]
-        splits, pitch = self.module.splits_of(rows, heads, persistent), -(-see.reach // 16) * 16
+        splits, pitch = self.module.splits_of(rows, heads, persistent), -(-visibility.reach // 16) * 16
         scores = query.new_empty((heads, rows, pitch)) if single is not None and tables.distances is not None else None
         out, stream = torch.empty_like(query), self._stream()
         attention = self.module.Attention(
@@ -76,11 +76,11 @@ class CudaKernels:
             tables.persistent_values,
             tables.spans,
             tables.span_ramp,
-            see.window,
-            see.segment,
-            see.reach,
-            see.first_distance,
-            see.attended_zeros,
+            visibility.window,
+            visibility.segment,
+            visibility.reach,
+            visibility.first_distance,
+            visibility.attended_zeros,
             None if at_once else query.new_empty((splits, heads, rows, head_dim), dtype=torch.float32),
             None if at_once else query.new_empty((2, splits, heads, rows), dtype=torch.float32),
             scores,
@@ -99,12 +99,12 @@ class CudaKernels:
             attention.rows(*_of(several), *new, *row_tiles(several, lengths, tile_rows), tile_rows, stream)
         return out
 
-    def attend_whole(self, query: torch.Tensor, new: Pair, sequences: Sequences, lengths: np.ndarray) -> torch.Tensor:
+    def attend_bidirectional(self, query: torch.Tensor, new: Pair, sequences: Sequences, lengths: np.ndarray) -> torch.Tensor:
         """Every row sees every row of its sequence."""
         out, tile_rows = torch.empty_like(query), self.module.rows_of_a_tile(int(lengths.max()))
         tiles = row_tiles(sequences, lengths, tile_rows)
-        self.calls["attend_whole"] += 1
-        self.module.attend_whole(query, *new, sequences.first_rows, sequences.lengths, *tiles, tile_rows, out, self._stream())
+        self.calls["attend_bidirectional"] += 1
+        self.module.attend_bidirectional(query, *new, sequences.first_rows, sequences.lengths, *tiles, tile_rows, out, self._stream())
         return out
 
     def write_rings(self, new: Pair, rings: Pair, source_rows: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor) -> None:

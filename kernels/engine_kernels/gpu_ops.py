@@ -109,7 +109,7 @@ class GpuKernels(Protocol):
 
     def attend(
         self, query: torch.Tensor, rings: Pair, new: Pair | None, single: Sequences | None, several: Sequences | None, lengths: np.ndarray,
-        tables: Tables, see: Visibility,
+        tables: Tables, visibility: Visibility,
     ) -> torch.Tensor:  # fmt: skip
         """Attended rows [rows, H, D] in the dtype of the query.
 
@@ -118,7 +118,7 @@ class GpuKernels(Protocol):
         """
         ...
 
-    def attend_whole(self, query: torch.Tensor, new: Pair, sequences: Sequences, lengths: np.ndarray) -> torch.Tensor:
+    def attend_bidirectional(self, query: torch.Tensor, new: Pair, sequences: Sequences, lengths: np.ndarray) -> torch.Tensor:
         """Attended rows [rows, H, D] in the dtype of the query: every row sees every row of its sequence, and nothing is kept.
 
         new: keys and values [rows, H, 1, D]; lengths [sequences], on the host too, add up to rows.

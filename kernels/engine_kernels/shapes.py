@@ -1,6 +1,7 @@
 """What a model is in plain numbers: one description from the plan to native code, whose structs have these fields by the same names.
 
-A field is added in two places: here, and with its struct in csrc/cpu (layer.h, clusters.h, embedding.h, head.h).
+A field is added in two places: here, and with its struct in csrc/cpu (layer.h, clusters.h, embedding.h, head.h); one of Visibility also
+in csrc/cuda/attention/attention.h.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import pytest
 import engine
 from engine.backends.plan import compile_stack
 from engine.errors import InputError, Unsupported
-from engine.runtime.executor import whole_batch
+from engine.runtime.executor import bidirectional_batch
 from engine.spec import Absolute, AttentionSpec, Cluster, Embedding, FeedForward, LayerSpec, ModelSpec, Rotary
 from engine.spec.cost import model_cost
 from tests.oracle import hugging_face as oracle
@@ -215,10 +215,10 @@ def test_the_gradient_of_head_factors_is_that_of_finite_differences(torch_bert: 
     model, source = torch_bert
     runner: Any = model._runner
     sequences, _ = model._visible([random_ids(source, 5), random_ids(source, 9)], None, None, "test")
-    batch = whole_batch([sequence.rows for sequence in sequences], "logits")
+    batch = bidirectional_batch([sequence.rows for sequence in sequences], "logits")
 
     def loss(factors: list[Any]) -> Any:
-        return runner.forward_whole(batch, factors).logsumexp(-1).sum()
+        return runner.forward_bidirectional(batch, factors).logsumexp(-1).sum()
 
     factors = [torch.ones(3, requires_grad=True) for _ in range(3)]
     loss(factors).backward()
@@ -232,7 +232,7 @@ def test_the_gradient_of_head_factors_is_that_of_finite_differences(torch_bert: 
     masked = [torch.from_numpy(row) for row in source.mask(PRUNED)]
     with engine.load(source.write(tmp_path / "dense"), heads=source.mask(PRUNED)) as pruned:
         expected = pruned.logits([random_ids(source, 5)])[0]
-    assert np.abs(runner.forward_whole(batch, masked)[:5].numpy() - expected).max() < 5e-6
+    assert np.abs(runner.forward_bidirectional(batch, masked)[:5].numpy() - expected).max() < 5e-6
 
 
 def test_positions_of_xlm_r_start_behind_the_pad_token(tmp_path: Path) -> None:

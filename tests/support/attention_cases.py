@@ -28,7 +28,7 @@ class Case:
     persistent: int = 17
     window: int = 7
     segment: int = 0
-    first: int = 0
+    first_distance: int = 0
     attended_zeros: bool = True
     relative: str = "own"
     spans: bool = False
@@ -37,9 +37,9 @@ class Case:
     capacity: int = 0  # slots of a ring beyond the window
 
     @property
-    def see(self) -> Visibility:
+    def visibility(self) -> Visibility:
         reach = self.window + max(self.segment - 1, 0)
-        return Visibility(self.window, self.segment, reach, self.first, self.attended_zeros)
+        return Visibility(self.window, self.segment, reach, self.first_distance, self.attended_zeros)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Inputs:
 def draw(case: Case, seed: int = 0) -> Inputs:
     """Random inputs whose scores differ by several units; positions on both sides of the reach."""
     rng = np.random.default_rng(seed)
-    dtype, reach = DTYPES[case.dtype], case.see.reach
+    dtype, reach = DTYPES[case.dtype], case.visibility.reach
     heads, head_dim = case.heads, case.head_dim
 
     def normal(*shape: int, spread: float = 1.0, kind: torch.dtype = dtype) -> torch.Tensor:
@@ -85,7 +85,7 @@ def draw(case: Case, seed: int = 0) -> Inputs:
 def exact(case: Case, inputs: Inputs) -> np.ndarray:
     """[B, H, T, D] by the oracle's loop over one row and one head at a time."""
     query, keys, values = (double(tensor) for tensor in (inputs.query, inputs.keys, inputs.values))
-    tables, see = inputs.tables, case.see
+    tables, visibility = inputs.tables, case.visibility
     weights = {name: double(tensor) for name in WEIGHTS if (tensor := getattr(tables, name)) is not None}
     if case.persistent:
         weights["persistent_values"] /= np.sqrt(case.persistent)
@@ -98,12 +98,14 @@ def exact(case: Case, inputs: Inputs) -> np.ndarray:
         "scaled": False,
     }
     named = {f"layer.{name}": array for name, array in weights.items()}
-    distances = None if tables.distances is None else np.broadcast_to(double(tables.distances), (case.heads, see.reach, case.head_dim))
+    distances = (
+        None if tables.distances is None else np.broadcast_to(double(tables.distances), (case.heads, visibility.reach, case.head_dim))
+    )
     out = np.empty(query.shape)
     for b, h, t in np.ndindex(*query.shape[:3]):
-        back = seen(see, int(inputs.positions[b]) + t)
-        at = [see.reach + t - distance for distance in back]
-        table = None if distances is None else distances[h, [distance - see.first_distance for distance in back]]
+        back = seen(visibility, int(inputs.positions[b]) + t)
+        at = [visibility.reach + t - distance for distance in back]
+        table = None if distances is None else distances[h, [distance - visibility.first_distance for distance in back]]
         out[b, h, t] = one_head(settings, named, "layer", h, query[b, h, t], back, keys[b, h, at], values[b, h, at], table)
     return out
 
@@ -111,26 +113,26 @@ def exact(case: Case, inputs: Inputs) -> np.ndarray:
 WEIGHTS = ("content_bias", "position_bias", "persistent_keys", "persistent_values")
 
 
-def seen(see: Visibility, position: int) -> list[int]:
+def seen(visibility: Visibility, position: int) -> list[int]:
     """The distances a row at `position` sees."""
-    count = see.window + (position % see.segment if see.segment else 0)
-    distances = range(see.first_distance, see.first_distance + count)
-    return [distance for distance in distances if see.attended_zeros or distance <= position]
+    count = visibility.window + (position % visibility.segment if visibility.segment else 0)
+    distances = range(visibility.first_distance, visibility.first_distance + count)
+    return [distance for distance in distances if visibility.attended_zeros or distance <= position]
 
 
 def ring(case: Case, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """The W rows [B, H, W, D], oldest first, that a row at positions [B] sees, as a ring with NaN in the slots it must not read."""
-    capacity = case.see.reach + case.capacity
+    capacity = case.visibility.reach + case.capacity
     slots = torch.full((*rows.shape[:2], capacity, rows.shape[3]), torch.nan, dtype=rows.dtype, device=rows.device)
     for b, position in enumerate(positions.tolist()):
-        for near in range(case.see.reach):
-            slots[b, :, (position - case.first - near) % capacity] = rows[b, :, case.see.reach - 1 - near]
+        for near in range(case.visibility.reach):
+            slots[b, :, (position - case.first_distance - near) % capacity] = rows[b, :, case.visibility.reach - 1 - near]
     return slots
 
 
 def one_row(case: Case, inputs: Inputs) -> tuple[Case, Inputs]:
     """The last row alone, as ops.attend takes it: the keys it can reach, and then its own."""
-    rows = case.see.reach + 1
+    rows = case.visibility.reach + 1
     single = replace(case, rows=1)
     moved = inputs.positions + case.rows - 1
     return single, Inputs(inputs.query[:, :, -1:], inputs.keys[:, :, -rows:], inputs.values[:, :, -rows:], moved, inputs.tables)
@@ -138,7 +140,7 @@ def one_row(case: Case, inputs: Inputs) -> tuple[Case, Inputs]:
 
 def check(case: Case, result: torch.Tensor, inputs: Inputs, name: str) -> None:
     """The result [B, H, T, D] by the one tolerance rule, p = engine_kernels.reference in the same dtype."""
-    plain = reference.attend(inputs.query, inputs.keys, inputs.values, inputs.positions, inputs.tables, case.see)
+    plain = reference.attend(inputs.query, inputs.keys, inputs.values, inputs.positions, inputs.tables, case.visibility)
     assert_close(double(result), double(plain), exact(case, inputs), case.dtype, f"{name}, {case}")
 
 

@@ -90,7 +90,7 @@ def attend_ring(kernels: GpuKernels, streams: int, dtype: str) -> None:
     sequences = Sequences(order, torch.ones_like(order), order, inputs.positions, inputs.positions)
     none = np.zeros(0, np.int64)
     query = inputs.query.transpose(1, 2).flatten(0, 1).contiguous()
-    out = kernels.attend(query, (keys, values), None, sequences, None, none, inputs.tables, case.see)
+    out = kernels.attend(query, (keys, values), None, sequences, None, none, inputs.tables, case.visibility)
     assert bool(torch.isfinite(out).all())
     for stream in some(streams):
         one = slice(stream, stream + 1)
@@ -103,7 +103,7 @@ def attend_rows(kernels: GpuKernels, rows: int, dtype: str) -> None:
     case = Case(1, HEADS, rows, HEAD_DIM, PERSISTENT, WINDOW, dtype=dtype)
     drawn = [draw(replace(case, rows=length), seed) for seed, length in enumerate((rows, 1))]
     drawn[1] = replace(drawn[1], tables=drawn[0].tables)
-    lengths, reach = np.array([rows, 1]), case.see.reach
+    lengths, reach = np.array([rows, 1]), case.visibility.reach
 
     def packed(name: str, first: int) -> torch.Tensor:  # [rows + 1, H, D]
         return torch.cat([getattr(each, name)[0, :, first:].transpose(0, 1) for each in drawn]).contiguous()
@@ -112,24 +112,26 @@ def attend_rows(kernels: GpuKernels, rows: int, dtype: str) -> None:
     positions = torch.cat([each.positions for each in drawn])
     sequences = Sequences(whole(np.array([0, rows])), whole(lengths), whole(np.array([0, 1])), whole(np.zeros(2)), positions)
     new = packed("keys", reach)[:, :, None], packed("values", reach)[:, :, None]
-    out = kernels.attend(packed("query", 0), (rings[0], rings[1]), new, None, sequences, lengths, drawn[0].tables, case.see)
+    out = kernels.attend(packed("query", 0), (rings[0], rings[1]), new, None, sequences, lengths, drawn[0].tables, case.visibility)
     assert bool(torch.isfinite(out).all())
     for row in some(rows):
         check(replace(case, rows=1), out[row][None, :, None], alone(case, drawn[0], row), f"attend_rows, row {row} of {rows}")
     check(replace(case, rows=1), out[rows][None, :, None], drawn[1], f"attend_rows, the single row beside {rows}")
 
 
-def attend_whole(kernels: GpuKernels, rows: int, dtype: str) -> None:
+def attend_bidirectional(kernels: GpuKernels, rows: int, dtype: str) -> None:
     """A sequence of `rows` rows and a shorter one packed behind it."""
     rng, lengths = np.random.default_rng(rows), (rows, (rows + 2) // 3)
     given = [normal(rng, sum(lengths), HEADS, HEAD_DIM, dtype=dtype) for _ in "qkv"]
     firsts = whole(np.array([0, rows]))
     sequences = Sequences(firsts, whole(np.array(lengths)), firsts, firsts, firsts)
-    found = double(kernels.attend_whole(given[0], (given[1][:, :, None], given[2][:, :, None]), sequences, np.array(lengths)))
+    found = double(kernels.attend_bidirectional(given[0], (given[1][:, :, None], given[2][:, :, None]), sequences, np.array(lengths)))
     for first, length in ((0, rows), (rows, lengths[1])):
         one = [tensor[first : first + length].transpose(0, 1)[None] for tensor in given]  # [1, H, T, D]
         plain, exact = double(reference.attend_bidirectional(*one)), softmax_of(*map(double, one))
-        assert_close(found[first : first + length].swapaxes(0, 1)[None], plain, exact, dtype, f"attend_whole, {length} of {lengths}")
+        assert_close(
+            found[first : first + length].swapaxes(0, 1)[None], plain, exact, dtype, f"attend_bidirectional, {length} of {lengths}"
+        )
 
 
 def softmax_of(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -144,7 +146,7 @@ def softmax_of(query: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.nd
 
 def alone(case: Case, inputs: Inputs, row: int) -> Inputs:
     """One row with the keys it can reach and its own."""
-    keys = slice(row, row + case.see.reach + 1)
+    keys = slice(row, row + case.visibility.reach + 1)
     query = inputs.query[:, :, row : row + 1]
     return Inputs(query, inputs.keys[:, :, keys], inputs.values[:, :, keys], inputs.positions + row, inputs.tables)
 

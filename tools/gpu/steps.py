@@ -58,7 +58,7 @@ SMOKE: dict[str, tuple[str, ...]] = {
     "project": ("test_project", "test_project_heads"),
     "attend_ring": ("test_attend_ring",),
     "attend_rows": ("test_attend_rows",),
-    "attend_whole": ("test_attend_whole",),
+    "attend_bidirectional": ("test_attend_bidirectional",),
     "score_words": ("test_score_words",),
 }
 LAYERS = tuple(SMOKE)  # what a model's layers, one kernel after the other, and its vocabulary are made of

@@ -27,7 +27,7 @@ from engine.checkpoint.surgery import mask, prune
 from engine.measure.clock import bar
 from engine.measure.gate import Gate
 from engine.runtime.encoding import visible_rows
-from engine.runtime.executor import whole_batch
+from engine.runtime.executor import bidirectional_batch
 from engine_kernels.testing import difference, tolerance
 
 PART = "encoder"
@@ -58,7 +58,7 @@ class EncoderModel(PrunedModel):
         """Hidden states [tokens, hidden] of the masked model on plain PyTorch."""
         runner = self.reference(dtype, threads)
         visible, _ = visible_rows(list(texts.ids), None, None, runner.stack)
-        found = runner.step(whole_batch([text.rows for text in visible], "hidden")).hidden
+        found = runner.step(bidirectional_batch([text.rows for text in visible], "hidden")).hidden
         assert found is not None
         return found
 

@@ -32,12 +32,12 @@ class Case:
     values: torch.Tensor
     positions: torch.Tensor
     tables: AttentionTables[torch.Tensor]
-    see: Visibility
+    visibility: Visibility
 
     def flops(self, *, relative: bool = True) -> int:
         batch, heads, rows, head_dim = self.query.shape
         persistent = 0 if self.tables.persistent_keys is None else self.tables.persistent_keys.shape[1]
-        return batch * heads * rows * head_dim * (4 * (persistent + self.see.reach) + 2 * self.see.reach * relative)
+        return batch * heads * rows * head_dim * (4 * (persistent + self.visibility.reach) + 2 * self.visibility.reach * relative)
 
     def some(self, sequences: slice | list[int]) -> Case:
         query, keys, values, positions = (each[sequences] for each in (self.query, self.keys, self.values, self.positions))
@@ -126,16 +126,16 @@ def draw(run: Run, heads: int, rows: int) -> Case:
         spans=None,
         span_ramp=0,
     )
-    see = Visibility(shape.window, 0, shape.window, 0, True)
+    visibility = Visibility(shape.window, 0, shape.window, 0, True)
     keys, values = (normal(batch, heads, shape.window + length, head_dim) for _ in "kv")
     positions = torch.full((batch,), 5 * length, device=run.device)
-    return Case(normal(batch, heads, length, head_dim), keys, values, positions, tables, see)
+    return Case(normal(batch, heads, length, head_dim), keys, values, positions, tables, visibility)
 
 
 def ours(run: Run, case: Case) -> Callable[[], torch.Tensor]:
     """On the layout the runner has: packed rows, rings, new rows apart."""
     batch, heads, length, head_dim = case.query.shape
-    kernels, reach = run.kernels, case.see.reach
+    kernels, reach = run.kernels, case.visibility.reach
     new = (case.query, case.keys[:, :, reach:], case.values[:, :, reach:])
     query, keys, values = (rows.transpose(1, 2).flatten(0, 1).contiguous() for rows in new)  # [rows, H, D]
     past = case.keys[:, :, :reach].contiguous(), case.values[:, :, :reach].contiguous()
@@ -144,19 +144,19 @@ def ours(run: Run, case: Case) -> Callable[[], torch.Tensor]:
     lengths, packed = np.full(batch, length), (keys[:, :, None], values[:, :, None])
 
     def work() -> torch.Tensor:
-        out = kernels.attend(query, past, packed, None, sequences, lengths, case.tables, case.see)
+        out = kernels.attend(query, past, packed, None, sequences, lengths, case.tables, case.visibility)
         return out.reshape(batch, length, heads, head_dim).transpose(1, 2)
 
     return work
 
 
 def _eager(case: Case) -> Callable[[], torch.Tensor]:
-    return lambda: reference.attend(case.query, case.keys, case.values, case.positions, case.tables, case.see)
+    return lambda: reference.attend(case.query, case.keys, case.values, case.positions, case.tables, case.visibility)
 
 
 def _compiled(case: Case, *, mode: str) -> Callable[[], torch.Tensor]:
     attend = torch.compile(reference.attend, mode=mode, dynamic=False)
-    return lambda: attend(case.query, case.keys, case.values, case.positions, case.tables, case.see)
+    return lambda: attend(case.query, case.keys, case.values, case.positions, case.tables, case.visibility)
 
 
 def _sdpa(case: Case) -> Callable[[], torch.Tensor]:
@@ -189,11 +189,16 @@ def _joined(case: Case, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
 def _dense(case: Case, dtype: torch.dtype) -> torch.Tensor:
     """All scores at once by scaled_dot_product_attention with the bias of every pair written out."""
     query, keys, values, undo = _joined(case, dtype)
-    see, rows = case.see, query.shape[2]
-    place = torch.arange(see.reach + rows, device=query.device) - torch.arange(rows, device=query.device)[:, None] - 1 + see.first_distance
+    visibility, rows = case.visibility, query.shape[2]
+    place = (
+        torch.arange(visibility.reach + rows, device=query.device)
+        - torch.arange(rows, device=query.device)[:, None]
+        - 1
+        + visibility.first_distance
+    )
     scores = by_distance(case, dtype)
-    bias = scores.gather(3, place.clamp(0, see.reach - 1).expand(*scores.shape[:3], -1))
-    bias = bias.masked_fill((place < 0) | (place >= see.reach), -torch.inf)
+    bias = scores.gather(3, place.clamp(0, visibility.reach - 1).expand(*scores.shape[:3], -1))
+    bias = bias.masked_fill((place < 0) | (place >= visibility.reach), -torch.inf)
     bias = torch.cat((bias, undo[None, :, None].expand(*bias.shape[:3], -1)), dim=3)
     return F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
 
@@ -203,7 +208,7 @@ def _flex(case: Case, *, compiled: bool) -> Callable[[], torch.Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     attend = torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
-    reach, first, context = case.see.reach, case.see.first_distance, case.keys.shape[2]
+    reach, first, context = case.visibility.reach, case.visibility.first_distance, case.keys.shape[2]
 
     def work() -> torch.Tensor:
         query, keys, values, undo = _joined(case, case.query.dtype)

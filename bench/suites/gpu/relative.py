@@ -33,21 +33,24 @@ def _case(run: Run, heads: int, rows: int) -> None:
 
 def gathered(case: Case, dtype: torch.dtype) -> torch.Tensor:
     """[B, H, T, W + T], the keys in order: the product by distance, gathered; 0 where a row does not see a key."""
-    scores, see = by_distance(case, dtype), case.see
+    scores, visibility = by_distance(case, dtype), case.visibility
     rows = scores.shape[2]
     place = (
-        torch.arange(see.reach + rows, device=scores.device) - torch.arange(rows, device=scores.device)[:, None] - 1 + see.first_distance
+        torch.arange(visibility.reach + rows, device=scores.device)
+        - torch.arange(rows, device=scores.device)[:, None]
+        - 1
+        + visibility.first_distance
     )
-    found = scores.gather(3, place.clamp(0, see.reach - 1).expand(*scores.shape[:3], -1))
-    return found.masked_fill((place < 0) | (place >= see.reach), 0.0)
+    found = scores.gather(3, place.clamp(0, visibility.reach - 1).expand(*scores.shape[:3], -1))
+    return found.masked_fill((place < 0) | (place >= visibility.reach), 0.0)
 
 
 def shifted(case: Case, dtype: torch.dtype) -> torch.Tensor:
     """The same by Transformer-XL's shift: zeros to the right, then rows of one number less (arXiv 1901.02860, appendix B)."""
-    scores, see = by_distance(case, dtype), case.see
-    rows, keys = scores.shape[2], see.reach + scores.shape[2]
-    left = 1 - see.first_distance
-    wide = F.pad(scores, (left, keys - see.reach - left + 1))  # [B, H, T, keys + 1]
+    scores, visibility = by_distance(case, dtype), case.visibility
+    rows, keys = scores.shape[2], visibility.reach + scores.shape[2]
+    left = 1 - visibility.first_distance
+    wide = F.pad(scores, (left, keys - visibility.reach - left + 1))  # [B, H, T, keys + 1]
     return wide.flatten(2)[:, :, : rows * keys].unflatten(2, (rows, keys))
 
 

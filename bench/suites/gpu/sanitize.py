@@ -21,11 +21,11 @@ CUDA, TRITON = "tests/kernels/cuda", "tests/kernels/triton"
 TESTS = (  # small cases that between them start every kernel
     f"{CUDA}/test_runner.py::test_keeps_to_the_oracle[1]",  # attend_constants, attend_rows, attend_ring, projections, write_rings
     f"{CUDA}/test_runner.py::test_published_checkpoints_keep_to_the_oracle[aiha-adaptive/checkpoint.ckpt-float16]",  # score_words
-    f"{CUDA}/test_whole.py::test_the_encoder_fixture[dense]",  # attend_whole, normalise, activations
+    f"{CUDA}/test_bidirectional.py::test_the_encoder_fixture[dense]",  # attend_bidirectional, normalise, activations
     f"{CUDA}/test_hopper.py::test_heads_of_64_take_it_however_few_tiles[heads of 64]",  # hopper_attend
     f"{CUDA}/test_decode.py::test_tokens_in_a_row_keep_to_the_oracle[0]",  # decode_step
     f"{TRITON}/test_runner.py::test_keeps_to_the_oracle[11]",  # all of a model with streams
-    f"{TRITON}/test_whole.py::test_ragged_sequences_keep_to_the_oracle[3-float16]",  # attend_whole
+    f"{TRITON}/test_bidirectional.py::test_ragged_sequences_keep_to_the_oracle[3-float16]",  # attend_bidirectional
     f"{TRITON}/test_int8.py::test_models_keep_to_the_oracle[11]",  # the same kernels on int8
 )
 TOOLS = {"memcheck": 240.0, "synccheck": 180.0, "racecheck": 420.0}  # the most seconds of each

@@ -93,5 +93,5 @@ def _decode_layer(layer: GpuLayer) -> DecodeLayer:
         layer.qkv_bias,
         plain(layer.output),
         layer.tables,
-        layer.see,
+        layer.visibility,
     )

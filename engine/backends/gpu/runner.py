@@ -185,11 +185,11 @@ class GpuLayer:
         if plan.attention is not None:
             start = start_of(plan.attention, weights)
             self.start = start if isinstance(start, Start) else None
-            self.see = plan.attention.visibility
+            self.visibility = plan.attention.visibility
             if self.start is not None:
-                self.bytes_of_a_ring = 2 * self.start.zero_key.nbytes * self.see.reach
+                self.bytes_of_a_ring = 2 * self.start.zero_key.nbytes * self.visibility.reach
             self.tables = tables_in(tables_of(plan.attention, weights), matrices)
-            self.capacity = self.see.reach + self.see.first_distance  # a row's own key never displaces one it sees
+            self.capacity = self.visibility.reach + self.visibility.first_distance  # a row's own key never displaces one it sees
             self.qkv = stacked([matrices[f"attention.{name}"] for name in ("query", "key", "value")], plan.attention.heads)
             biases = [weights.get(f"attention.{name}_bias") for name in ("query", "key", "value")]
             self.qkv_bias = None if biases[0] is None else torch.stack([bias for bias in biases if bias is not None])
@@ -213,15 +213,15 @@ class GpuLayer:
         """hidden + attention(norm(hidden))."""
         if self.plan.attention is None:  # no head: no kernel
             return hidden if self.output_bias is None else hidden + self.output_bias.float()
-        attended = self._whole(hidden, norm, rows) if rings is None else self._streamed(hidden, norm, rows, rings)
+        attended = self._bidirectional(hidden, norm, rows) if rings is None else self._streamed(hidden, norm, rows, rings)
         return self.kernels.project(attended.flatten(1), self.output, self.output_bias, residual=hidden)
 
-    def _whole(self, hidden: torch.Tensor, norm: Norm | None, rows: Rows) -> torch.Tensor:
+    def _bidirectional(self, hidden: torch.Tensor, norm: Norm | None, rows: Rows) -> torch.Tensor:
         """Rows [rows, H, D] that attend to whole sequences."""
         assert rows.several is not None
         new = self._packed(len(hidden)), self._packed(len(hidden))
         query = self.kernels.project_heads(hidden, self.qkv, self.qkv_bias, norm, new, rows.order, rows.positions)
-        return self.kernels.attend_whole(query, new, rows.several, rows.lengths)
+        return self.kernels.attend_bidirectional(query, new, rows.several, rows.lengths)
 
     def _streamed(self, hidden: torch.Tensor, norm: Norm | None, rows: Rows, rings: Rings) -> torch.Tensor:
         """Rows [rows, H, D] that attend to what their streams keep and to new rows, which are then kept."""
@@ -231,7 +231,7 @@ class GpuLayer:
         query = self.kernels.project_heads(hidden, self.qkv, self.qkv_bias, norm, written, places, rows.positions)
         if new is not None and rows.single is not None:
             self.kernels.write_rings(new, kept, rows.single.first_rows, rows.slots, rows.positions)
-        attended = self.kernels.attend(query, kept, new, rows.single, rows.several, rows.lengths, self.tables, self.see)
+        attended = self.kernels.attend(query, kept, new, rows.single, rows.several, rows.lengths, self.tables, self.visibility)
         if new is not None:
             self.kernels.write_rings(new, kept, rows.tail(self.capacity), rows.slots, rows.positions)
         return attended

@@ -87,7 +87,7 @@ class TorchRunner:
         hidden = self._hidden(batch, Groups(batch, self.device), self._starts)
         return self.head.log_probs(hidden).reshape(*ids.shape, self.stack.vocab)
 
-    def forward_whole(self, batch: Batch, head_factors: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+    def forward_bidirectional(self, batch: Batch, head_factors: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
         """What a batch of whole sequences wants, hidden or logits, packed as in StepResult, differentiable in every weight.
 
         head_factors: for each layer a factor on each head's output [heads], differentiable too.

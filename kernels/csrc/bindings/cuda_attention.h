@@ -22,24 +22,24 @@ class CudaAttention {
   CudaAttention(const object& query, const object& ring_keys, const object& ring_values, const object& distances,
                 const object& content_bias, const object& position_bias, const object& persistent_keys,
                 const object& persistent_values, const object& spans, float span_ramp, int window, int segment,
-                int reach, int first, bool attended_zeros, const object& outs, const object& states,
+                int reach, int first_distance, bool attended_zeros, const object& outs, const object& states,
                 const object& scores, const object& out) {
-    const PythonArray& queries = call_.take(query.ptr(), "query", {-1, -1, -1}, Holds::kNumber, true);
+    const PythonArray& queries = call_.take(query.ptr(), "query", {-1, -1, -1}, Holds::number, true);
     const std::int64_t rows = queries.shape[0], heads = queries.shape[1], d = queries.shape[2];
     check(d % 8 == 0 && d > 0 && d <= 128, "head_dim", "a multiple of 8 up to 128", std::to_string(d));
     check(rows > 0 && rows < 1 << 24 && heads > 0 && heads < 1 << 16, "query", "rows and heads a grid can have",
           shape_text(queries.shape));
-    check(window > 0 && segment >= 0 && reach > 0 && (first == 0 || first == 1), "see", "a window of 1 or more",
-          "window " + std::to_string(window) + ", reach " + std::to_string(reach));
+    check(window > 0 && segment >= 0 && reach > 0 && (first_distance == 0 || first_distance == 1), "visibility",
+          "a window of 1 or more", "window " + std::to_string(window) + ", reach " + std::to_string(reach));
     told_.number = call_.number();
     told_.rows = static_cast<int>(rows);
     told_.heads = static_cast<int>(heads);
     told_.head_dim = static_cast<int>(d);
     told_.query = queries.data;
-    told_.sees = {window, segment, reach, first, attended_zeros};
+    told_.visibility = {window, segment, reach, first_distance, attended_zeros};
 
     if (!distances.is_none()) {
-      const PythonArray& tables = call_.take(distances.ptr(), "distances", {-1, reach, d}, Holds::kNumber, true);
+      const PythonArray& tables = call_.take(distances.ptr(), "distances", {-1, reach, d}, Holds::number, true);
       check(tables.shape[0] == 1 || tables.shape[0] == heads, "distances", "1 table, or one for each head",
             std::to_string(tables.shape[0]));
       told_.distances = tables.data;
@@ -51,16 +51,16 @@ class CudaAttention {
     told_.span_ramp = span_ramp;
     if (!persistent_keys.is_none()) {
       const PythonArray& keys =
-          call_.take(persistent_keys.ptr(), "persistent_keys", {heads, -1, d}, Holds::kNumber, true);
+          call_.take(persistent_keys.ptr(), "persistent_keys", {heads, -1, d}, Holds::number, true);
       told_.persistent = static_cast<int>(keys.shape[1]);
       told_.persistent_keys = keys.data;
       told_.persistent_values =
-          call_.take(persistent_values.ptr(), "persistent_values", keys.shape, Holds::kNumber, true).data;
+          call_.take(persistent_values.ptr(), "persistent_values", keys.shape, Holds::number, true).data;
     }
 
-    const PythonArray& kept = call_.take(ring_keys.ptr(), "ring keys", {-1, heads, -1, d}, Holds::kNumber, true);
+    const PythonArray& kept = call_.take(ring_keys.ptr(), "ring keys", {-1, heads, -1, d}, Holds::number, true);
     told_.ring_keys = kept.data;
-    told_.ring_values = call_.take(ring_values.ptr(), "ring values", kept.shape, Holds::kNumber, true).data;
+    told_.ring_values = call_.take(ring_values.ptr(), "ring values", kept.shape, Holds::number, true).data;
     told_.capacity = static_cast<int>(kept.shape[2]);
     check(told_.capacity >= reach, "ring keys", "a slot for each of " + std::to_string(reach) + " keys",
           std::to_string(told_.capacity));
@@ -71,9 +71,9 @@ class CudaAttention {
     if (told_.peaks != nullptr) told_.totals = told_.peaks + told_.splits * heads * rows;
     if (!scores.is_none()) {
       told_.pitch = (reach + 15) / 16 * 16;
-      told_.scores = call_.take(scores.ptr(), "scores", {heads, rows, told_.pitch}, Holds::kNumber, true).data;
+      told_.scores = call_.take(scores.ptr(), "scores", {heads, rows, told_.pitch}, Holds::number, true).data;
     }
-    told_.attended = call_.take(out.ptr(), "out", queries.shape, Holds::kNumber, true).data;
+    told_.attended = call_.take(out.ptr(), "out", queries.shape, Holds::number, true).data;
   }
 
   // Whether hopper_attend pays for sequences of several rows that have this many tiles of hopper_tile_rows.
@@ -101,12 +101,12 @@ class CudaAttention {
             const object& tile_row, int tile_rows, std::uintptr_t stream) {
     const std::vector<std::int64_t> shape{told_.rows, told_.heads, 1, told_.head_dim};
     cuda::NewRows fresh{};
-    fresh.keys = call_.take(new_keys.ptr(), "new keys", shape, Holds::kNumber, true).data;
-    fresh.values = call_.take(new_values.ptr(), "new values", shape, Holds::kNumber, true).data;
-    const PythonArray& of_tiles = call_.take(tile_sequence.ptr(), "tile_sequence", {-1}, Holds::kInt32);
+    fresh.keys = call_.take(new_keys.ptr(), "new keys", shape, Holds::number, true).data;
+    fresh.values = call_.take(new_values.ptr(), "new values", shape, Holds::number, true).data;
+    const PythonArray& of_tiles = call_.take(tile_sequence.ptr(), "tile_sequence", {-1}, Holds::int32);
     fresh.tile_sequence = static_cast<const int32_t*>(of_tiles.data);
     fresh.tile_row =
-        static_cast<const int32_t*>(call_.take(tile_row.ptr(), "tile_row", of_tiles.shape, Holds::kInt32).data);
+        static_cast<const int32_t*>(call_.take(tile_row.ptr(), "tile_row", of_tiles.shape, Holds::int32).data);
     fresh.tiles = static_cast<int>(of_tiles.shape[0]);
     fresh.tile_rows = tile_rows;
     const auto attend = tile_rows == cuda::hopper_tile_rows ? cuda::hopper_attend : cuda::attend_rows;
@@ -115,14 +115,14 @@ class CudaAttention {
 
  private:
   float* floats(const object& tensor, const char* name, const std::vector<std::int64_t>& shape) {
-    return static_cast<float*>(call_.take_pointer(tensor.ptr(), name, shape, Holds::kFloat32));
+    return static_cast<float*>(call_.take_pointer(tensor.ptr(), name, shape, Holds::float32));
   }
 
   cuda::Sequences sequences(const object& first_rows, const object& lengths, const object& slots, const object& offsets,
                             const object& positions) {
-    const PythonArray& first = call_.take(first_rows.ptr(), "first_rows", {-1}, Holds::kInt64);
+    const PythonArray& first = call_.take(first_rows.ptr(), "first_rows", {-1}, Holds::int64);
     const auto take = [&](const object& tensor, const char* name) {
-      return static_cast<const int64_t*>(call_.take(tensor.ptr(), name, first.shape, Holds::kInt64).data);
+      return static_cast<const int64_t*>(call_.take(tensor.ptr(), name, first.shape, Holds::int64).data);
     };
     return {static_cast<int>(first.shape[0]), static_cast<const int64_t*>(first.data),
             take(lengths, "lengths"),         take(slots, "slots"),

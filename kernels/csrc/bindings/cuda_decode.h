@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "bindings/device_call.h"
+#include "bindings/fields.h"
 #include "cuda/decode/decode.h"
 
 namespace headcount {
@@ -23,17 +24,14 @@ class CudaDecode {
  public:
   using object = pybind11::object;
   using Words = pybind11::array_t<std::int32_t>;
-  // heads, persistent, distance tables, window, segment, reach, first, attended zeros, norm first, norm eps, span ramp
-  using LayerNumbers = std::tuple<int, int, int, int, int, int, int, bool, bool, float, float>;
 
-  // clusters: sizes to choose from, best first. Starts a grid without work of each.
-  CudaDecode(int hidden, int head_dim, const std::vector<LayerNumbers>& layers, const std::vector<int>& clusters)
+  // layers: a dict of the fields of cuda::decode::LayerShape for each. clusters: sizes to choose from, best first.
+  // Starts a grid without work of each.
+  CudaDecode(int hidden, int head_dim, const object& layers, const std::vector<int>& clusters)
       : machines_(cuda::decode::machines_of_the_device(clusters)) {
     shape_.hidden = hidden;
     shape_.head_dim = head_dim;
-    for (const auto& [heads, persistent, tables, window, segment, reach, first, zeros, norm_first, eps, ramp] : layers)
-      shape_.layers.push_back(
-          {heads, persistent, tables, {window, segment, reach, first, zeros}, norm_first, eps, ramp});
+    fill_field(shape_.layers, layers, "layers");
   }
 
   // Blocks of a cluster, 1 to 16 → how many such clusters are resident at once, or why the GPU does not say.
@@ -87,11 +85,11 @@ class CudaDecode {
       const auto& [keys, values, spans] = rings[i];
       if (made[i].heads == 0) continue;
       const std::vector<std::int64_t> shape{-1, made[i].heads, made[i].capacity, shape_.head_dim};
-      const PythonArray& kept = call.take(keys.ptr(), "ring keys", shape, Holds::kNumber, true);
+      const PythonArray& kept = call.take(keys.ptr(), "ring keys", shape, Holds::number, true);
       made[i].ring_keys = kept.data;
-      made[i].ring_values = call.take(values.ptr(), "ring values", kept.shape, Holds::kNumber, true).data;
+      made[i].ring_values = call.take(values.ptr(), "ring values", kept.shape, Holds::number, true).data;
       made[i].spans =
-          static_cast<const float*>(call.take_pointer(spans.ptr(), "spans", {made[i].heads}, Holds::kFloat32));
+          static_cast<const float*>(call.take_pointer(spans.ptr(), "spans", {made[i].heads}, Holds::float32));
       check((made[i].span_ramp > 0) == (made[i].spans != nullptr), "spans", "where there is a ramp, and only there",
             spans.is_none() ? "none" : "spans");
     }
@@ -106,17 +104,17 @@ class CudaDecode {
            const object& states, const object& meeting, const object& trouble, std::uint64_t patience,
            std::uintptr_t stream) {
     DeviceCall call;
-    const PythonArray& x = call.take(hidden.ptr(), "hidden", {-1, shape_.hidden}, Holds::kFloat32);
+    const PythonArray& x = call.take(hidden.ptr(), "hidden", {-1, shape_.hidden}, Holds::float32);
     const std::int64_t rows = x.shape[0];
     const cuda::decode::Schedule& made = of(static_cast<int>(rows));
     const auto integers = [&](const object& tensor, const char* name, std::size_t bytes) {
-      return call.take(tensor.ptr(), name, {static_cast<std::int64_t>(bytes / 4)}, Holds::kInt32, true).data;
+      return call.take(tensor.ptr(), name, {static_cast<std::int64_t>(bytes / 4)}, Holds::int32, true).data;
     };
     const auto floats = [&](const object& tensor, const char* name, const std::vector<std::int64_t>& shape) {
-      return static_cast<float*>(call.take(tensor.ptr(), name, shape, Holds::kFloat32).data);
+      return static_cast<float*>(call.take(tensor.ptr(), name, shape, Holds::float32).data);
     };
     const auto numbers = [&](const object& tensor, const char* name) {
-      return static_cast<const std::int64_t*>(call.take(tensor.ptr(), name, {rows}, Holds::kInt64).data);
+      return static_cast<const std::int64_t*>(call.take(tensor.ptr(), name, {rows}, Holds::int64).data);
     };
     cuda::decode::Step step = {};
     step.number = float16 ? cuda::Number::float16 : cuda::Number::bfloat16;
@@ -168,7 +166,7 @@ class CudaDecode {
 
   cuda::decode::LayerWeights weights_of(const pybind11::dict& w, const cuda::decode::LayerShape& l) const {
     const std::size_t n = std::size_t(l.heads) * shape_.head_dim, matrix = n * shape_.hidden;
-    const std::size_t tables = std::size_t(l.distance_tables) * l.sees.reach * shape_.head_dim;
+    const std::size_t tables = std::size_t(l.distance_tables) * l.visibility.reach * shape_.head_dim;
     cuda::decode::LayerWeights made = {};
     made.output_bias = array<float>(w, "output_bias", shape_.hidden);
     made.gain = array<float>(w, "gain", shape_.hidden);

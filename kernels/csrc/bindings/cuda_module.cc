@@ -16,6 +16,7 @@
 #endif
 
 namespace py = pybind11;
+namespace cuda = headcount::cuda;
 
 namespace {
 
@@ -37,7 +38,7 @@ int size_of(const PythonArray& array, int axis) {
 cuda::Product product_of(DeviceCall& call, const py::object& x, const py::object& gain, const py::object& shift,
                          float eps, const py::object& weight, const std::vector<std::int64_t>& weight_shape,
                          const py::object& bias, const py::object& scratch) {
-  const PythonArray& weights = call.take(weight.ptr(), "weight", weight_shape, Holds::kNumber);
+  const PythonArray& weights = call.take(weight.ptr(), "weight", weight_shape, Holds::number);
   cuda::Product product{};
   product.number = call.number();
   product.depth = size_of(weights, static_cast<int>(weight_shape.size()) - 1);
@@ -45,21 +46,21 @@ cuda::Product product_of(DeviceCall& call, const py::object& x, const py::object
   product.columns = 1;
   for (const std::int64_t size : columns) product.columns *= static_cast<int>(size);
   check(product.depth > 0, "weight", "a depth of 1 or more", "0");
-  const PythonArray& rows = call.take(x.ptr(), "x", {-1, product.depth}, Holds::kNumberOrFloat32);
+  const PythonArray& rows = call.take(x.ptr(), "x", {-1, product.depth}, Holds::number_or_float32);
   product.x = rows.data;
   product.x_is_float32 = rows.element_bytes() == 4;
   product.rows = size_of(rows, 0);
-  product.norm = {static_cast<const float*>(call.take_pointer(gain.ptr(), "gain", {product.depth}, Holds::kFloat32)),
-                  static_cast<const float*>(call.take_pointer(shift.ptr(), "shift", {product.depth}, Holds::kFloat32)),
+  product.norm = {static_cast<const float*>(call.take_pointer(gain.ptr(), "gain", {product.depth}, Holds::float32)),
+                  static_cast<const float*>(call.take_pointer(shift.ptr(), "shift", {product.depth}, Holds::float32)),
                   eps};
   check(gain.is_none() == shift.is_none(), "shift", "one where there is a gain, and else none", "the other");
   check(gain.is_none() || product.x_is_float32, "x", "float32 where it is normalised", rows.dtype);
   product.weight = weights.data;
-  product.bias = call.take_pointer(bias.ptr(), "bias", columns, Holds::kNumber);
+  product.bias = call.take_pointer(bias.ptr(), "bias", columns, Holds::number);
   const bool rounded = product.x_is_float32 && cuda::rounds_first(product.rows);
   check(scratch.is_none() != rounded, "scratch", rounded ? "a tensor like x in 16 bits" : "none",
         scratch.is_none() ? "none" : "a tensor");
-  product.scratch = call.take_pointer(scratch.ptr(), "scratch", {product.rows, product.depth}, Holds::kNumber, true);
+  product.scratch = call.take_pointer(scratch.ptr(), "scratch", {product.rows, product.depth}, Holds::number, true);
   return product;
 }
 
@@ -77,8 +78,8 @@ void project(const py::object& x, const py::object& gain, const py::object& shif
   DeviceCall call;
   const cuda::Product product = product_of(call, x, gain, shift, eps, weight, {-1, -1}, bias, scratch);
   const std::vector<std::int64_t> shape{product.rows, product.columns};
-  const PythonArray& result = call.take(out.ptr(), "out", shape, Holds::kNumberOrFloat32, true);
-  const void* added = call.take_pointer(residual.ptr(), "residual", shape, Holds::kFloat32);
+  const PythonArray& result = call.take(out.ptr(), "out", shape, Holds::number_or_float32, true);
+  const void* added = call.take_pointer(residual.ptr(), "residual", shape, Holds::float32);
   cuda::project(product,
                 {activation_of(activation), static_cast<const float*>(added), result.data, result.element_bytes() == 4},
                 stream_of(stream));
@@ -89,15 +90,15 @@ cuda::Rings rings_of(DeviceCall& call, const py::object& keys, const py::object&
                      std::int64_t head_dim, const py::object& slots, const py::object& positions, std::int64_t rows) {
   check(head_dim % 8 == 0, "head_dim", "a multiple of 8", std::to_string(head_dim));
   const std::vector<std::int64_t> any{-1, heads, -1, head_dim};
-  const PythonArray& kept = call.take(keys.ptr(), "keys", any, Holds::kNumber, true);
+  const PythonArray& kept = call.take(keys.ptr(), "keys", any, Holds::number, true);
   cuda::Rings rings{};
   rings.keys = kept.data;
-  rings.values = call.take(values.ptr(), "values", kept.shape, Holds::kNumber, true).data;
+  rings.values = call.take(values.ptr(), "values", kept.shape, Holds::number, true).data;
   rings.heads = static_cast<int>(heads);
   rings.capacity = size_of(kept, 2);
   rings.head_dim = static_cast<int>(head_dim);
-  rings.slots = static_cast<const int64_t*>(call.take(slots.ptr(), "slots", {rows}, Holds::kInt64).data);
-  rings.positions = static_cast<const int64_t*>(call.take(positions.ptr(), "positions", {rows}, Holds::kInt64).data);
+  rings.slots = static_cast<const int64_t*>(call.take(slots.ptr(), "slots", {rows}, Holds::int64).data);
+  rings.positions = static_cast<const int64_t*>(call.take(positions.ptr(), "positions", {rows}, Holds::int64).data);
   check(rings.capacity > 0, "keys", "rings of 1 slot or more", "0");
   return rings;
 }
@@ -109,9 +110,9 @@ void project_heads(const py::object& x, const py::object& gain, const py::object
   DeviceCall call;
   const cuda::Product product = product_of(call, x, gain, shift, eps, weight, {3, -1, -1, -1}, bias, scratch);
   check(product.x_is_float32, "x", "float32", "16 bits");
-  const PythonArray& queries = call.take(query.ptr(), "query", {product.rows, -1, -1}, Holds::kNumber, true);
+  const PythonArray& queries = call.take(query.ptr(), "query", {product.rows, -1, -1}, Holds::number, true);
   const std::int64_t heads = queries.shape[1], head_dim = queries.shape[2];
-  call.take(weight.ptr(), "weight", {3, heads, head_dim, product.depth}, Holds::kNumber);
+  call.take(weight.ptr(), "weight", {3, heads, head_dim, product.depth}, Holds::number);
   const cuda::Rings rings = rings_of(call, keys, values, heads, head_dim, slots, positions, product.rows);
   cuda::project_heads(product, queries.data, rings, stream_of(stream));
 }
@@ -120,9 +121,9 @@ void write_rings(const py::object& new_keys, const py::object& new_values, const
                  const py::object& values, const py::object& source_rows, const py::object& slots,
                  const py::object& positions, std::uintptr_t stream) {
   DeviceCall call;
-  const PythonArray& fresh = call.take(new_keys.ptr(), "new keys", {-1, -1, 1, -1}, Holds::kNumber, true);
-  const void* fresh_values = call.take(new_values.ptr(), "new values", fresh.shape, Holds::kNumber, true).data;
-  const PythonArray& sources = call.take(source_rows.ptr(), "source_rows", {-1}, Holds::kInt64);
+  const PythonArray& fresh = call.take(new_keys.ptr(), "new keys", {-1, -1, 1, -1}, Holds::number, true);
+  const void* fresh_values = call.take(new_values.ptr(), "new values", fresh.shape, Holds::number, true).data;
+  const PythonArray& sources = call.take(source_rows.ptr(), "source_rows", {-1}, Holds::int64);
   const cuda::Rings rings =
       rings_of(call, keys, values, fresh.shape[1], fresh.shape[3], slots, positions, fresh.shape[0]);
   cuda::write_rings(fresh.data, fresh_values, static_cast<const int64_t*>(sources.data), size_of(sources, 0), rings,
@@ -132,11 +133,11 @@ void write_rings(const py::object& new_keys, const py::object& new_values, const
 void normalise(const py::object& x, const py::object& gain, const py::object& shift, float eps, const py::object& out,
                std::uintptr_t stream) {
   DeviceCall call;
-  const PythonArray& rows = call.take(x.ptr(), "x", {-1, -1}, Holds::kFloat32);
+  const PythonArray& rows = call.take(x.ptr(), "x", {-1, -1}, Holds::float32);
   const int depth = size_of(rows, 1);
-  const cuda::Norm norm{static_cast<const float*>(call.take(gain.ptr(), "gain", {depth}, Holds::kFloat32).data),
-                        static_cast<const float*>(call.take(shift.ptr(), "shift", {depth}, Holds::kFloat32).data), eps};
-  const PythonArray& result = call.take(out.ptr(), "out", rows.shape, Holds::kFloat32);
+  const cuda::Norm norm{static_cast<const float*>(call.take(gain.ptr(), "gain", {depth}, Holds::float32).data),
+                        static_cast<const float*>(call.take(shift.ptr(), "shift", {depth}, Holds::float32).data), eps};
+  const PythonArray& result = call.take(out.ptr(), "out", rows.shape, Holds::float32);
   cuda::normalise(static_cast<const float*>(rows.data), size_of(rows, 0), depth, norm, static_cast<float*>(result.data),
                   stream_of(stream));
 }
@@ -145,8 +146,8 @@ void score_words(const py::object& x, const py::object& weight, const py::object
                  const py::object& scratch, const py::object& parts, const py::object& everything,
                  const py::object& logit, std::uintptr_t stream) {
   DeviceCall call;
-  const PythonArray& weights = call.take(weight.ptr(), "weight", {-1, -1}, Holds::kNumber);
-  const PythonArray& rows = call.take(x.ptr(), "x", {-1, weights.shape[1]}, Holds::kNumberOrFloat32);
+  const PythonArray& weights = call.take(weight.ptr(), "weight", {-1, -1}, Holds::number);
+  const PythonArray& rows = call.take(x.ptr(), "x", {-1, weights.shape[1]}, Holds::number_or_float32);
   cuda::Words words{};
   words.number = call.number();
   words.rows = size_of(rows, 0);
@@ -155,19 +156,19 @@ void score_words(const py::object& x, const py::object& weight, const py::object
   check(words.words > 0 && words.depth > 0, "weight", "1 word and 1 column or more",
         headcount::shape_text(weights.shape));
   words.weight = weights.data;
-  words.bias = call.take_pointer(bias.ptr(), "bias", {words.words}, Holds::kNumber);
-  words.targets = static_cast<const int64_t*>(call.take(targets.ptr(), "targets", {words.rows}, Holds::kInt64).data);
+  words.bias = call.take_pointer(bias.ptr(), "bias", {words.words}, Holds::number);
+  words.targets = static_cast<const int64_t*>(call.take(targets.ptr(), "targets", {words.rows}, Holds::int64).data);
   const std::int64_t count = cuda::word_parts(words.rows, words.words);
-  const PythonArray& states = call.take(parts.ptr(), "parts", {3, count, words.rows}, Holds::kFloat32);
+  const PythonArray& states = call.take(parts.ptr(), "parts", {3, count, words.rows}, Holds::float32);
   words.peaks = static_cast<float*>(states.data);
   words.totals = words.peaks + count * words.rows;
   words.picked = words.totals + count * words.rows;
-  words.everything = static_cast<float*>(call.take(everything.ptr(), "everything", {words.rows}, Holds::kFloat32).data);
-  words.logit = static_cast<float*>(call.take(logit.ptr(), "logit", {words.rows}, Holds::kFloat32).data);
+  words.everything = static_cast<float*>(call.take(everything.ptr(), "everything", {words.rows}, Holds::float32).data);
+  words.logit = static_cast<float*>(call.take(logit.ptr(), "logit", {words.rows}, Holds::float32).data);
   const bool rounded = rows.element_bytes() == 4;
   check(scratch.is_none() != rounded, "scratch", rounded ? "a tensor like x in 16 bits" : "none",
         scratch.is_none() ? "none" : "a tensor");
-  void* scratched = call.take_pointer(scratch.ptr(), "scratch", rows.shape, Holds::kNumber, true);
+  void* scratched = call.take_pointer(scratch.ptr(), "scratch", rows.shape, Holds::number, true);
   words.x = rounded ? scratched : rows.data;
   if (rounded)
     cuda::normalise_and_round(static_cast<const float*>(rows.data), words.rows, words.depth, {}, words.number,
@@ -176,11 +177,11 @@ void score_words(const py::object& x, const py::object& weight, const py::object
 }
 
 // Sequences of several rows, all [sequences]; query, new keys and values packed; tiles of tile_rows rows [tiles].
-void attend_whole(const py::object& query, const py::object& new_keys, const py::object& new_values,
-                  const py::object& first_rows, const py::object& lengths, const py::object& tile_sequence,
-                  const py::object& tile_row, int tile_rows, const py::object& out, std::uintptr_t stream) {
+void attend_bidirectional(const py::object& query, const py::object& new_keys, const py::object& new_values,
+                          const py::object& first_rows, const py::object& lengths, const py::object& tile_sequence,
+                          const py::object& tile_row, int tile_rows, const py::object& out, std::uintptr_t stream) {
   DeviceCall call;
-  const PythonArray& queries = call.take(query.ptr(), "query", {-1, -1, -1}, Holds::kNumber, true);
+  const PythonArray& queries = call.take(query.ptr(), "query", {-1, -1, -1}, Holds::number, true);
   const std::int64_t rows = queries.shape[0], heads = queries.shape[1], head_dim = queries.shape[2];
   check(head_dim % 8 == 0 && head_dim > 0 && head_dim <= 128, "head_dim", "a multiple of 8 up to 128",
         std::to_string(head_dim));
@@ -190,22 +191,22 @@ void attend_whole(const py::object& query, const py::object& new_keys, const py:
   attention.heads = size_of(queries, 1);
   attention.head_dim = static_cast<int>(head_dim);
   attention.query = queries.data;
-  attention.attended = call.take(out.ptr(), "out", queries.shape, Holds::kNumber, true).data;
+  attention.attended = call.take(out.ptr(), "out", queries.shape, Holds::number, true).data;
   cuda::NewRows fresh{};
   const std::vector<std::int64_t> packed{rows, heads, 1, head_dim};
-  fresh.keys = call.take(new_keys.ptr(), "new keys", packed, Holds::kNumber, true).data;
-  fresh.values = call.take(new_values.ptr(), "new values", packed, Holds::kNumber, true).data;
-  const PythonArray& tiles = call.take(tile_sequence.ptr(), "tile_sequence", {-1}, Holds::kInt32);
+  fresh.keys = call.take(new_keys.ptr(), "new keys", packed, Holds::number, true).data;
+  fresh.values = call.take(new_values.ptr(), "new values", packed, Holds::number, true).data;
+  const PythonArray& tiles = call.take(tile_sequence.ptr(), "tile_sequence", {-1}, Holds::int32);
   fresh.tile_sequence = static_cast<const int32_t*>(tiles.data);
-  fresh.tile_row = static_cast<const int32_t*>(call.take(tile_row.ptr(), "tile_row", tiles.shape, Holds::kInt32).data);
+  fresh.tile_row = static_cast<const int32_t*>(call.take(tile_row.ptr(), "tile_row", tiles.shape, Holds::int32).data);
   fresh.tiles = size_of(tiles, 0);
   fresh.tile_rows = tile_rows;
-  const PythonArray& first = call.take(first_rows.ptr(), "first_rows", {-1}, Holds::kInt64);
-  cuda::Sequences whole{};
-  whole.count = size_of(first, 0);
-  whole.first_rows = static_cast<const int64_t*>(first.data);
-  whole.lengths = static_cast<const int64_t*>(call.take(lengths.ptr(), "lengths", first.shape, Holds::kInt64).data);
-  cuda::attend_whole(attention, whole, fresh, stream_of(stream));
+  const PythonArray& first = call.take(first_rows.ptr(), "first_rows", {-1}, Holds::int64);
+  cuda::Sequences sequences{};
+  sequences.count = size_of(first, 0);
+  sequences.first_rows = static_cast<const int64_t*>(first.data);
+  sequences.lengths = static_cast<const int64_t*>(call.take(lengths.ptr(), "lengths", first.shape, Holds::int64).data);
+  cuda::attend_bidirectional(attention, sequences, fresh, stream_of(stream));
 }
 
 }  // namespace
@@ -226,9 +227,9 @@ PYBIND11_MODULE(HEADCOUNT_CUDA_MODULE, module) {
              py::arg("stream"));
   module.def("score_words", &score_words, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("targets"),
              py::arg("scratch"), py::arg("parts"), py::arg("everything"), py::arg("logit"), py::arg("stream"));
-  module.def("attend_whole", &attend_whole, py::arg("query"), py::arg("new_keys"), py::arg("new_values"),
-             py::arg("first_rows"), py::arg("lengths"), py::arg("tile_sequence"), py::arg("tile_row"),
-             py::arg("tile_rows"), py::arg("out"), py::arg("stream"));
+  module.def("attend_bidirectional", &attend_bidirectional, py::arg("query"), py::arg("new_keys"),
+             py::arg("new_values"), py::arg("first_rows"), py::arg("lengths"), py::arg("tile_sequence"),
+             py::arg("tile_row"), py::arg("tile_rows"), py::arg("out"), py::arg("stream"));
   module.def("rows_of_a_tile", &cuda::rows_of_a_tile, py::arg("longest"));
   module.def("splits_of", &cuda::splits_of, py::arg("rows"), py::arg("heads"), py::arg("persistent"));
   module.def("hopper_tile_rows", [] { return cuda::hopper_tile_rows; });
@@ -242,7 +243,7 @@ PYBIND11_MODULE(HEADCOUNT_CUDA_MODULE, module) {
            py::arg("query"), py::arg("ring_keys"), py::arg("ring_values"), py::arg("distances"),
            py::arg("content_bias"), py::arg("position_bias"), py::arg("persistent_keys"), py::arg("persistent_values"),
            py::arg("spans"), py::arg("span_ramp"), py::arg("window"), py::arg("segment"), py::arg("reach"),
-           py::arg("first"), py::arg("attended_zeros"), py::arg("outs"), py::arg("states"), py::arg("scores"),
+           py::arg("first_distance"), py::arg("attended_zeros"), py::arg("outs"), py::arg("states"), py::arg("scores"),
            py::arg("out"))
       .def("constants", &CudaAttention::constants, py::arg("stream"))
       .def("ring", &CudaAttention::ring, py::arg("first_rows"), py::arg("lengths"), py::arg("slots"),
@@ -252,8 +253,8 @@ PYBIND11_MODULE(HEADCOUNT_CUDA_MODULE, module) {
            py::arg("tile_sequence"), py::arg("tile_row"), py::arg("tile_rows"), py::arg("stream"));
   module.def("clusters_at_once", &CudaDecode::clusters_at_once);
   py::class_<CudaDecode>(module, "Decode", py::metaclass(reinterpret_cast<PyObject*>(&PyType_Type)))
-      .def(py::init<int, int, const std::vector<CudaDecode::LayerNumbers>&, const std::vector<int>&>(),
-           py::arg("hidden"), py::arg("head_dim"), py::arg("layers"), py::arg("clusters"))
+      .def(py::init<int, int, const py::object&, const std::vector<int>&>(), py::arg("hidden"), py::arg("head_dim"),
+           py::arg("layers"), py::arg("clusters"))
       .def("refusal", &CudaDecode::refusal, py::arg("rows"))
       .def("grid", &CudaDecode::grid, py::arg("rows"))
       .def("pack", &CudaDecode::pack, py::arg("layers"))

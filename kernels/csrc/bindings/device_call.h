@@ -14,12 +14,12 @@
 namespace headcount {
 
 // What a tensor may hold: 16-bit numbers, all of the call's kind, or those named.
-enum class Holds { kNumber, kFloat32, kNumberOrFloat32, kInt64, kInt32 };
+enum class Holds { number, float32, number_or_float32, int64, int32 };
 
 #ifdef HEADCOUNT_CUDA_EMULATED
-constexpr std::int32_t kCallDevice = dlpack::cpu_device;
+constexpr std::int32_t call_device = dlpack::cpu_device;
 #else
-constexpr std::int32_t kCallDevice = dlpack::cuda_device;
+constexpr std::int32_t call_device = dlpack::cuda_device;
 #endif
 
 // Holds the tensors until it goes; to be made and let go with the interpreter's lock held.
@@ -28,7 +28,7 @@ class DeviceCall {
   // A contiguous tensor of this shape, where -1 stands for any size; vectors: kernels read it by 16 bytes at a time.
   const PythonArray& take(PyObject* object, const char* name, const std::vector<std::int64_t>& shape, Holds holds,
                           bool vectors = false) {
-    const PythonArray& array = tensors_.emplace_back(object, name, kCallDevice);
+    const PythonArray& array = tensors_.emplace_back(object, name, call_device);
     check(array.device_id == tensors_.front().device_id, name,
           "a tensor on GPU " + std::to_string(tensors_.front().device_id),
           "one on GPU " + std::to_string(array.device_id));
@@ -53,21 +53,21 @@ class DeviceCall {
     std::optional<cuda::Number> number;
     if (array.holds(dlpack::bfloat_code, 16)) number = cuda::Number::bfloat16;
     if (array.holds(dlpack::float_code, 16)) number = cuda::Number::float16;
-    if (number && (holds == Holds::kNumber || holds == Holds::kNumberOrFloat32)) {
+    if (number && (holds == Holds::number || holds == Holds::number_or_float32)) {
       if (!number_) number_ = number;
       check(number == number_, name, "the kind of 16-bit numbers of the tensors before it", array.dtype);
       return;
     }
     switch (holds) {
-      case Holds::kNumber:
+      case Holds::number:
         return check(false, name, "bfloat16 or float16", array.dtype);
-      case Holds::kNumberOrFloat32:
+      case Holds::number_or_float32:
         return check(array.holds(dlpack::float_code, 32), name, "float32, bfloat16 or float16", array.dtype);
-      case Holds::kFloat32:
+      case Holds::float32:
         return check(array.holds(dlpack::float_code, 32), name, "float32", array.dtype);
-      case Holds::kInt64:
+      case Holds::int64:
         return check(array.holds(dlpack::int_code, 64), name, "int64", array.dtype);
-      case Holds::kInt32:
+      case Holds::int32:
         return check(array.holds(dlpack::int_code, 32), name, "int32", array.dtype);
     }
   }

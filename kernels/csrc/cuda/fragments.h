@@ -7,7 +7,7 @@
 
 #include "cuda/device.h"
 
-namespace cuda {
+namespace headcount::cuda {
 
 constexpr float log2e = 1.4426950408889634f;
 
@@ -225,4 +225,4 @@ DEVICE void add_skewed(float (&scores)[blocks][4], const float (&band)[blocks + 
   }
 }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

@@ -6,7 +6,7 @@
 #include "cuda/device.h"
 #include "cuda/linear/projections.h"
 
-namespace cuda {
+namespace headcount::cuda {
 
 DEVICE float warp_sum(float x) {
   for (int mask = 16; mask > 0; mask /= 2) x += device::shuffle_xor(x, mask);
@@ -70,4 +70,4 @@ DEVICE void fetch_8(T* target, const Matrix<T>& matrix, int row, int column) {
 // Where 8 numbers of a row of 64 stand in shared memory, so that 8 rows of one column lie in different banks.
 DEVICE int swizzled(int row, int column) { return row * 64 + ((column / 8) ^ (row % 8)) * 8; }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

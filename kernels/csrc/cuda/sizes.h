@@ -7,7 +7,7 @@
 #include "cuda/attention/attention.h"
 #include "cuda/device.h"
 
-namespace cuda {
+namespace headcount::cuda {
 
 // A compilation: numbers of T, head sizes up to `width`, blocks of `warps` warps with so many groups of 16 rows each.
 template <typename T_, int width_, int warps_, int groups_>
@@ -35,4 +35,4 @@ void with_sizes(const Attention& attention, const Act& act) {
   with_width<fp16, warps, groups>(attention.head_dim, act);
 }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

@@ -20,7 +20,7 @@ namespace headcount::test {
 struct Case {
   std::string name;
   int heads = 2, head_dim = 16, persistent = 17;
-  int window = 5, segment = 0, first = 0;
+  int window = 5, segment = 0, first_distance = 0;
   bool zeros = false;
   int tables = -1;  // of distances: heads, or 1, or 0; -1 = heads
   bool content_bias = true, position_bias = true;
@@ -35,7 +35,7 @@ struct Case {
     for (const auto& sequence : sequences) count += sequence.first;
     return count;
   }
-  int capacity() const { return reach() + first + spare; }
+  int capacity() const { return reach() + first_distance + spare; }
   int distance_tables() const { return tables < 0 ? heads : tables; }
 };
 
@@ -97,7 +97,7 @@ struct Material {  // what the rows of a case are made of
   // One head of one sequence: its tokens, the places of those some row sees, and its rows.
   void attend(int sequence, int head, int row) {
     const int d = c.head_dim, length = c.sequences[sequence].first, position = c.sequences[sequence].second;
-    const int before = c.reach() + c.first, count = before + length;  // keys from position - before on
+    const int before = c.reach() + c.first_distance, count = before + length;  // keys from position - before on
     std::vector<float> keys = draw(count * d, c.size), values = draw(count * d, 1);
     for (int i = 0; i < (before - position) * d; ++i) {  // the projection of zero rows is one vector
       keys[i] = keys[i % d];
@@ -107,12 +107,12 @@ struct Material {  // what the rows of a case are made of
     for (int t = 0; t < length; ++t) {
       const int64_t place = position + t;
       int limit = c.window + static_cast<int>(c.segment > 0 ? place % c.segment : 0);
-      if (!c.zeros) limit = static_cast<int>(std::min<int64_t>(limit, place - c.first + 1));
+      if (!c.zeros) limit = static_cast<int>(std::min<int64_t>(limit, place - c.first_distance + 1));
       attend_row(
-          head, row + t, limit, [&](int i) { return &keys[(before + t - c.first - i) * d]; },
-          [&](int i) { return &values[(before + t - c.first - i) * d]; });
+          head, row + t, limit, [&](int i) { return &keys[(before + t - c.first_distance - i) * d]; },
+          [&](int i) { return &values[(before + t - c.first_distance - i) * d]; });
       for (int i = 0; i < limit; ++i) {
-        const int j = t - c.first - i;
+        const int j = t - c.first_distance - i;
         for (int e = 0; e < d; ++e) {
           const T key = keys_[(before + j) * d + e], value = values_[(before + j) * d + e];
           if (j < 0 || length == 1) {
@@ -159,7 +159,7 @@ struct Material {  // what the rows of a case are made of
         s += r;
       }
       score.push_back(s / std::sqrt(double(d)));
-      const double m = (1.0 - (c.first + i) + spans[head]) / c.ramp + 1;
+      const double m = (1.0 - (c.first_distance + i) + spans[head]) / c.ramp + 1;
       ramp.push_back(c.ramp > 0 ? std::clamp(m, 0.0, 1.0) : 1);
       vector.push_back(value(i));
     }
@@ -221,7 +221,7 @@ cuda::Attention told(Material<T>& m, std::vector<T>& attended) {
   a.persistent = c.persistent;
   a.spans = c.ramp > 0 ? m.spans.data() : nullptr;
   a.span_ramp = c.ramp;
-  a.sees = {c.window, c.segment, c.reach(), c.first, c.zeros};
+  a.visibility = {c.window, c.segment, c.reach(), c.first_distance, c.zeros};
   a.ring_keys = m.ring_keys.data();
   a.ring_values = m.ring_values.data();
   a.capacity = c.capacity();

@@ -15,6 +15,7 @@
 #include "tests/expect.h"
 
 using namespace headcount::test;
+namespace cuda = headcount::cuda;
 
 namespace {
 
@@ -126,7 +127,7 @@ void check(const Case& c, int splits, bool by_ring) {
 
 // Sequences of an encoder: rows between them belong to no sequence and are NaN.
 template <typename T>
-void check_whole(int heads, int d, const std::vector<int64_t>& lengths) {
+void check_bidirectional(int heads, int d, const std::vector<int64_t>& lengths) {
   constexpr int gap = 2;
   std::vector<int64_t> first_rows;
   int64_t rows = gap, longest = 0;
@@ -158,10 +159,10 @@ void check_whole(int heads, int d, const std::vector<int64_t>& lengths) {
   a.query = query_numbers.data();
   a.attended = attended.data();
   const Tiles tiles(lengths, cuda::rows_of_a_tile(static_cast<int>(longest)));
-  const cuda::Sequences whole = {
+  const cuda::Sequences sequences = {
       static_cast<int>(lengths.size()), first_rows.data(), lengths.data(), nullptr, nullptr, nullptr};
   emulated_order = 5;
-  cuda::attend_whole(a, whole, tiles.told(key_numbers.data(), value_numbers.data()), nullptr);
+  cuda::attend_bidirectional(a, sequences, tiles.told(key_numbers.data(), value_numbers.data()), nullptr);
 
   std::vector<double> expected(query.size(), 7), allowed(query.size(), 0);
   for (size_t s = 0; s < lengths.size(); ++s) {
@@ -274,8 +275,8 @@ int main() {
     check<fp16>(c, splits > 1 ? 1 : splits, true);
     check<fp16>(c, splits, false);
   }
-  check_whole<bf16>(3, 64, {1, 70, 5});
-  check_whole<fp16>(2, 24, {16, 2, 9});
-  check_whole<fp16>(1, 128, {67});
+  check_bidirectional<bf16>(3, 64, {1, 70, 5});
+  check_bidirectional<fp16>(2, 24, {16, 2, 9});
+  check_bidirectional<fp16>(1, 128, {67});
   return finish("cuda_attend");
 }

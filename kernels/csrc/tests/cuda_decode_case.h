@@ -52,7 +52,7 @@ struct ModelCase {
     const float small = 1 / std::sqrt(float(hidden));
     for (auto* matrix : {&l.query, &l.key, &l.value}) *matrix = numbers(n * hidden, 1.5f * small);
     l.output = numbers(hidden * n, s.heads ? 1 / std::sqrt(float(n)) : 1);
-    l.distances = numbers(s.distance_tables * s.sees.reach * d, 1);
+    l.distances = numbers(s.distance_tables * s.visibility.reach * d, 1);
     l.persistent_keys = numbers(s.heads * s.persistent * d, 1.5f / std::sqrt(float(d)));
     l.persistent_values = numbers(s.heads * s.persistent * d, 1);
     l.zero_key = numbers(n, 0.5f);
@@ -167,33 +167,34 @@ class Loops {
 
   Doubles attend(size_t layer, const Doubles& input, int position) {
     const LayerCase<T>& l = model_.layers[layer];
-    const cuda::Sees& sees = l.shape.sees;
+    const cuda::Visibility& visibility = l.shape.visibility;
     const size_t d = model_.shape.head_dim, n = l.shape.heads * d;
     const Doubles x = round(input);
     const Doubles query = round(linear(l.query, l.query_bias, x, n));
     Kept& kept = kept_[layer];
     kept.keys.push_back(round(linear(l.key, l.key_bias, x, n)));
     kept.values.push_back(round(linear(l.value, l.value_bias, x, n)));
-    int limit = std::min(sees.reach, sees.window + (sees.segment ? position % sees.segment : 0));
-    if (!sees.attended_zeros) limit = std::min(limit, position - sees.first + 1);
+    int limit =
+        std::min(visibility.reach, visibility.window + (visibility.segment ? position % visibility.segment : 0));
+    if (!visibility.attended_zeros) limit = std::min(limit, position - visibility.first_distance + 1);
     Doubles attended;
     for (int head = 0; head < l.shape.heads; ++head) {
       Doubles scores, ramps;
       std::vector<std::function<double(size_t)>> values;
       for (int near = 0; near < limit; ++near) {
         const int table = l.shape.distance_tables == 1 ? 0 : head;
-        const Doubles& key = this->key(layer, position - sees.first - near);
-        const Doubles& value = this->value(layer, position - sees.first - near);
+        const Doubles& key = this->key(layer, position - visibility.first_distance - near);
+        const Doubles& value = this->value(layer, position - visibility.first_distance - near);
         double score = 0;
         for (size_t k = 0; k < d; ++k) {
           const double q = query[head * d + k];
           score += round(q + (l.content_bias.empty() ? 0 : l.content_bias[head * d + k])) * key[head * d + k];
           if (l.shape.distance_tables == 0) continue;
           const double by = round(q + l.position_bias[head * d + k]);
-          score += by * device::to_float(l.distances[(size_t(table) * sees.reach + near) * d + k]);
+          score += by * device::to_float(l.distances[(size_t(table) * visibility.reach + near) * d + k]);
         }
         scores.push_back(score / std::sqrt(double(d)));
-        const double ramp = (1.0 - (near + sees.first) + l.spans[head]) / l.shape.span_ramp + 1;
+        const double ramp = (1.0 - (near + visibility.first_distance) + l.spans[head]) / l.shape.span_ramp + 1;
         ramps.push_back(l.shape.span_ramp > 0 ? std::clamp(ramp, 0.0, 1.0) : 1.0);
         values.push_back([&value, head, d](size_t k) { return value[head * d + k]; });
       }

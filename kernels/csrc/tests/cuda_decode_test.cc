@@ -14,6 +14,7 @@
 #include "tests/expect.h"
 
 using namespace headcount::test;
+namespace cuda = headcount::cuda;
 namespace decode = cuda::decode;
 
 namespace {
@@ -99,7 +100,7 @@ class Running {
       }
     };
     for (int row = 0; heads > 0 && row < schedule.rows; ++row) {
-      for (int p = -static_cast<int>(capacity); p < 0 && l.shape.sees.attended_zeros; ++p) {
+      for (int p = -static_cast<int>(capacity); p < 0 && l.shape.visibility.attended_zeros; ++p) {
         write(ring_keys_[index], row, p, l.zero_key);
         write(ring_values_[index], row, p, l.zero_value);
       }
@@ -133,7 +134,7 @@ class Running {
 
 constexpr uint64_t long_enough = 2000000, short_enough = 20000;  // the emulated clock counts who asks it
 
-// heads, persistent, tables, {window, segment, reach, first, attended zeros}, norm first, eps, ramp
+// heads, persistent, tables, {window, segment, reach, first_distance, attended zeros}, norm first, eps, ramp
 std::vector<decode::LayerShape> mixed() {
   return {{1, 17, 1, {5, 0, 5, 0, true}, true, 1e-5f, 0},
           {0, 0, 0, {}, true, 1e-5f, 0},

@@ -14,6 +14,7 @@
 #include "tests/expect.h"
 
 using namespace headcount::test;
+namespace cuda = headcount::cuda;
 
 namespace {
 

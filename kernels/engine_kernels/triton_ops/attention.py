@@ -35,7 +35,7 @@ def padded(head_dim: int) -> int:
     return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def attend_constants(launch: Launcher, query: torch.Tensor, tables: Tables, see: Visibility) -> Constants:
+def attend_constants(launch: Launcher, query: torch.Tensor, tables: Tables, visibility: Visibility) -> Constants:
     """States and scores of query [rows, H, D] against everything of the layer that no token changes."""
     rows, heads, head_dim = query.shape
     tile = choose(launch.tiles.constants, rows, query.element_size())
@@ -44,13 +44,13 @@ def attend_constants(launch: Launcher, query: torch.Tensor, tables: Tables, see:
     chunk = -(-persistent // (max(parts, 1) * tile.keys)) * tile.keys
     parts = -(-persistent // chunk) if persistent else 0
     distance_tables = 0 if tables.distances is None else tables.distances.shape[0]
-    pitch = -(-see.reach // 16)
+    pitch = -(-visibility.reach // 16)
     new = query.new_empty
     outs = new((parts, heads, rows, head_dim), dtype=torch.float32)
     peaks = new((parts, heads, rows), dtype=torch.float32)
     totals = new((parts, heads, rows), dtype=torch.float32)
     scores = new((heads, rows, 16 * pitch)) if distance_tables else None
-    grid = (-(-rows // tile.rows), parts + (-(-see.reach // tile.keys) if distance_tables else 0), heads)
+    grid = (-(-rows // tile.rows), parts + (-(-visibility.reach // tile.keys) if distance_tables else 0), heads)
     (keys, key_scale), (values, value_scale) = stored(tables.persistent_keys), stored(tables.persistent_values)
     distances, distance_scale = stored(tables.distances)
     absent, no_scale = query, totals  # never read where there are none, but a kernel is compiled with all it names
@@ -77,7 +77,7 @@ def attend_constants(launch: Launcher, query: torch.Tensor, tables: Tables, see:
         chunk,
         parts,
         distance_tables,
-        see.reach,
+        visibility.reach,
         pitch,
         D=head_dim,
         DP=padded(head_dim),
@@ -111,7 +111,7 @@ def attend_rows(
     sequences: Sequences,
     lengths: np.ndarray,
     tables: Tables,
-    see: Visibility,
+    visibility: Visibility,
     out: torch.Tensor,
 ) -> None:
     """Fill out [rows, H, D] from query and new keys and values [rows, H, D] and rings [slots, H, capacity, D]."""
@@ -138,7 +138,7 @@ def attend_rows(
         out,
         rows,
         rings[0].shape[2],
-        *_sees(see),
+        *_integers(visibility),
         constants.pitch,
         constants.splits,
         float(tables.span_ramp),
@@ -155,15 +155,15 @@ def attend_ring(
     constants: Constants,
     sequences: Sequences,
     tables: Tables,
-    see: Visibility,
+    visibility: Visibility,
     out: torch.Tensor,
 ) -> None:
     """Fill the only row of each of `sequences` in out [rows, H, D]; the rings [slots, H, capacity, D] hold every key it sees."""
     rows, heads, head_dim = query.shape
     tile, count = choose(launch.tiles.ring, rows, query.element_size()), len(sequences.slots)
-    parts = window_parts(max(count * heads, 1), see.reach)
-    chunk = -(-see.reach // (parts * tile.keys)) * tile.keys
-    parts = -(-see.reach // chunk)
+    parts = window_parts(max(count * heads, 1), visibility.reach)
+    chunk = -(-visibility.reach // (parts * tile.keys)) * tile.keys
+    parts = -(-visibility.reach // chunk)
     split, states = parts > 1, (out, None, None, None)
     if split:
         shape = (parts, count, heads)
@@ -183,7 +183,7 @@ def attend_ring(
         *states,
         rows,
         rings[0].shape[2],
-        *_sees(see),
+        *_integers(visibility),
         constants.pitch,
         constants.splits,
         float(tables.span_ramp),
@@ -212,8 +212,8 @@ def _states(constants: Constants) -> tuple[torch.Tensor | None, ...]:
     return constants.outs, constants.peaks, constants.totals, constants.scores
 
 
-def _sees(see: Visibility) -> tuple[int, ...]:
-    return see.window, see.segment, see.reach, see.first_distance, int(see.attended_zeros)
+def _integers(visibility: Visibility) -> tuple[int, ...]:
+    return visibility.window, visibility.segment, visibility.reach, visibility.first_distance, int(visibility.attended_zeros)
 
 
 def _variant(tables: Tables, head_dim: int) -> dict[str, int | bool]:

@@ -13,7 +13,7 @@ from typing import Any
 from engine_kernels.errors import KernelError
 from engine_kernels.triton_ops.tiles import Table, Tile, Tiles, for_architecture
 
-TUNED = ("constants", "rows", "ring", "whole", "project")
+TUNED = ("constants", "rows", "ring", "bidirectional", "project")
 
 
 def file_of(device: str) -> Path:

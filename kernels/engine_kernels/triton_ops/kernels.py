@@ -12,8 +12,8 @@ from engine_kernels.gpu_ops import Matrix, Norm, Pair, Sequences, Tables
 from engine_kernels.ops import Visibility
 from engine_kernels.triton_ops import projections, vocabulary
 from engine_kernels.triton_ops.attention import attend_constants, attend_ring, attend_rows
+from engine_kernels.triton_ops.bidirectional import attend_bidirectional
 from engine_kernels.triton_ops.launch import Launcher
-from engine_kernels.triton_ops.whole import attend_whole
 
 
 class TritonKernels:
@@ -45,22 +45,22 @@ class TritonKernels:
         several: Sequences | None,
         lengths: np.ndarray,
         tables: Tables,
-        see: Visibility,
+        visibility: Visibility,
     ) -> torch.Tensor:
         """The constants of the layer for all rows at once, then the context of sequences of one row and of several."""
-        constants = attend_constants(self._launch, query, tables, see)
+        constants = attend_constants(self._launch, query, tables, visibility)
         attended = torch.empty_like(query)
         if single is not None:
-            attend_ring(self._launch, query, rings, constants, single, tables, see, attended)
+            attend_ring(self._launch, query, rings, constants, single, tables, visibility, attended)
         if several is not None:
             assert new is not None
-            attend_rows(self._launch, query, rings, new, constants, several, lengths, tables, see, attended)
+            attend_rows(self._launch, query, rings, new, constants, several, lengths, tables, visibility, attended)
         return attended
 
-    def attend_whole(self, query: torch.Tensor, new: Pair, sequences: Sequences, lengths: np.ndarray) -> torch.Tensor:
+    def attend_bidirectional(self, query: torch.Tensor, new: Pair, sequences: Sequences, lengths: np.ndarray) -> torch.Tensor:
         """Every row over all of its sequence."""
         attended = torch.empty_like(query)
-        attend_whole(self._launch, query, new, sequences, lengths, attended)
+        attend_bidirectional(self._launch, query, new, sequences, lengths, attended)
         return attended
 
     def write_rings(self, new: Pair, rings: Pair, source_rows: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor) -> None:

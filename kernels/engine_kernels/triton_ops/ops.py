@@ -8,8 +8,8 @@ import torch
 from engine_kernels.gpu_ops import Sequences, Tables
 from engine_kernels.ops import Visibility
 from engine_kernels.triton_ops.attention import attend_constants, attend_ring, attend_rows
+from engine_kernels.triton_ops.bidirectional import attend_bidirectional
 from engine_kernels.triton_ops.launch import Launcher
-from engine_kernels.triton_ops.whole import attend_whole
 
 
 class TritonOps:
@@ -19,7 +19,7 @@ class TritonOps:
         self.launch = launch
 
     def attend(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, tables: Tables, see: Visibility
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, tables: Tables, visibility: Visibility
     ) -> torch.Tensor:
         """Attention of T new rows; query [B, H, T, D], keys and values [B, H, W + T, D], positions [B] of row 0; [B, H, T, D] float32."""
         batch, heads, length, head_dim = query.shape
@@ -27,17 +27,17 @@ class TritonOps:
         out = torch.empty(packed.shape, dtype=torch.float32, device=packed.device)
         if not heads:
             return out.reshape(batch, heads, length, head_dim)
-        past = (keys[:, :, : see.reach].contiguous(), values[:, :, : see.reach].contiguous())
-        new = tuple(rows[:, :, see.reach :].transpose(1, 2).reshape(packed.shape).contiguous() for rows in (keys, values))
+        past = (keys[:, :, : visibility.reach].contiguous(), values[:, :, : visibility.reach].contiguous())
+        new = tuple(rows[:, :, visibility.reach :].transpose(1, 2).reshape(packed.shape).contiguous() for rows in (keys, values))
         order = torch.arange(batch, device=packed.device)
         sequences = Sequences(order * length, torch.full_like(order, length), order, torch.zeros_like(order), positions)
-        constants = attend_constants(self.launch, packed, tables, see)
+        constants = attend_constants(self.launch, packed, tables, visibility)
         lengths = np.full(batch, length)
-        attend_rows(self.launch, packed, past, (new[0], new[1]), constants, sequences, lengths, tables, see, out)
+        attend_rows(self.launch, packed, past, (new[0], new[1]), constants, sequences, lengths, tables, visibility, out)
         return out.reshape(batch, length, heads, head_dim).transpose(1, 2)
 
     def attend_cached(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, tables: Tables, see: Visibility
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, tables: Tables, visibility: Visibility
     ) -> torch.Tensor:
         """Attention of one row per sequence, query [B, H, D], against its ring, keys and values [B, H, W, D]; [B, H, D] float32."""
         packed = query.to(keys.dtype).contiguous()
@@ -46,8 +46,8 @@ class TritonOps:
             return out
         order = torch.arange(len(packed), device=packed.device)
         sequences = Sequences(order, torch.ones_like(order), order, torch.zeros_like(order), positions)
-        constants = attend_constants(self.launch, packed, tables, see)
-        attend_ring(self.launch, packed, (keys.contiguous(), values.contiguous()), constants, sequences, tables, see, out)
+        constants = attend_constants(self.launch, packed, tables, visibility)
+        attend_ring(self.launch, packed, (keys.contiguous(), values.contiguous()), constants, sequences, tables, visibility, out)
         return out
 
     def attend_bidirectional(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -58,5 +58,5 @@ class TritonOps:
         out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
         order = torch.arange(batch, device=q.device)
         sequences = Sequences(order * length, torch.full_like(order, length), order, order, order)
-        attend_whole(self.launch, q, (k, v), sequences, np.full(batch, length), out)
+        attend_bidirectional(self.launch, q, (k, v), sequences, np.full(batch, length), out)
         return out.reshape(batch, length, heads, head_dim).transpose(1, 2)

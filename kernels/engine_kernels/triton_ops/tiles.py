@@ -29,7 +29,7 @@ class Tiles:
     constants: Table
     rows: Table
     ring: Table
-    whole: Table
+    bidirectional: Table
     project: Table
     copy: Table
     norm: Table
@@ -68,7 +68,7 @@ INTERPRETER = Tiles(
     constants=LARGE,
     rows=LARGE,
     ring=RING,
-    whole=LARGE,
+    bidirectional=LARGE,
     project=LARGE,
     copy=dict.fromkeys((2, 4), ((inf, Tile(128, 1, 4, 1)),)),
     norm=dict.fromkeys((2, 4), ((inf, Tile(128, 512, 4, 1)),)),

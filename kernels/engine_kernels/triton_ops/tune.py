@@ -19,16 +19,16 @@ from engine_kernels.gpu_ops import Norm, Sequences
 from engine_kernels.ops import AttentionTables, Visibility
 from engine_kernels.triton_ops import device_tiles
 from engine_kernels.triton_ops.attention import attend_constants, attend_ring, attend_rows
+from engine_kernels.triton_ops.bidirectional import attend_bidirectional
 from engine_kernels.triton_ops.launch import Launcher, architecture
 from engine_kernels.triton_ops.projections import project_heads
 from engine_kernels.triton_ops.tiles import Table, Tile, for_architecture
-from engine_kernels.triton_ops.whole import attend_whole
 
 CANDIDATES: dict[str, tuple[Tile, ...]] = {
     "constants": tuple(Tile(r, k, w, s) for r, w in ((16, 4), (64, 4), (128, 4), (128, 8)) for k in (64, 128) for s in (2, 3)),
     "rows": tuple(Tile(r, k, w, 2) for r, w in ((16, 4), (32, 4), (64, 4), (64, 8), (128, 8)) for k in (32, 64)),
     "ring": tuple(Tile(1, k, w, s) for k in (32, 64, 128) for w in (2, 4) for s in (2, 3)),
-    "whole": tuple(Tile(r, k, w, s) for r, w in ((16, 4), (64, 4), (128, 8)) for k in (32, 64, 128) for s in (2, 3)),
+    "bidirectional": tuple(Tile(r, k, w, s) for r, w in ((16, 4), (64, 4), (128, 8)) for k in (32, 64, 128) for s in (2, 3)),
     "project": tuple(Tile(r, k, w, s) for r, k, w in ((16, 32, 4), (64, 32, 4), (64, 64, 4), (128, 64, 8)) for s in (2, 3, 4)),
 }
 CLASSES = ((16, 8), (64, 64), (inf, 4096))  # (most rows, how many are timed)
@@ -87,30 +87,30 @@ def _work(launch: Launcher, device: torch.device, kernel: str, rows: int, s: Siz
     def zeros(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
 
-    query, see = zeros(rows, s.heads, s.head_dim), Visibility(s.window, 0, s.window, 0, True)
+    query, visibility = zeros(rows, s.heads, s.head_dim), Visibility(s.window, 0, s.window, 0, True)
     persistent = zeros(s.heads, s.persistent, s.head_dim)
     bias = zeros(s.heads, s.head_dim, dtype=torch.float32)
     tables = AttentionTables(zeros(s.heads, s.window, s.head_dim), bias, bias, persistent, persistent, None, 0)
     if kernel == "constants":
-        return lambda: attend_constants(launch, query, tables, see)
+        return lambda: attend_constants(launch, query, tables, visibility)
     if kernel == "project":
         weight, x = zeros(3, s.heads, s.head_dim, s.hidden), zeros(rows, s.hidden, dtype=torch.float32)
         order, new = torch.arange(rows, device=device), (query[:, :, None], torch.empty_like(query)[:, :, None])
         norm = Norm(x[0], x[0], 1e-5)
         return lambda: project_heads(launch, x, weight, None, norm, new, order, order)
-    if kernel == "whole":
+    if kernel == "bidirectional":
         one, new = torch.zeros(1, dtype=torch.int64, device=device), (query[:, :, None], query[:, :, None])
         sequences, lengths = Sequences(one, one + rows, one, one, one), np.array([rows])
-        return lambda: attend_whole(launch, query, new, sequences, lengths, torch.empty_like(query))
-    constants = attend_constants(launch, query, tables, see)
+        return lambda: attend_bidirectional(launch, query, new, sequences, lengths, torch.empty_like(query))
+    constants = attend_constants(launch, query, tables, visibility)
     count, length = (rows, 1) if kernel == "ring" else (1, rows)
     ring = zeros(count, s.heads, s.window, s.head_dim)
     order = torch.arange(count, device=device)
     sequences = Sequences(order * length, torch.full_like(order, length), order, order, torch.full_like(order, 10 * s.window))
     if kernel == "ring":
-        return lambda: attend_ring(launch, query, (ring, ring), constants, sequences, tables, see, query)
+        return lambda: attend_ring(launch, query, (ring, ring), constants, sequences, tables, visibility, query)
     out, lengths = torch.empty_like(query), np.full(count, length)
-    return lambda: attend_rows(launch, query, (ring, ring), (query, query), constants, sequences, lengths, tables, see, out)
+    return lambda: attend_rows(launch, query, (ring, ring), (query, query), constants, sequences, lengths, tables, visibility, out)
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def find_cuobjdump() -> str | None:
 
 def short(name: str) -> str:
     """A kernel's name without its arguments, spaces and type of number."""
-    name = re.sub(r"\(anonymous namespace\)::|cuda::|^void ", "", name)
+    name = re.sub(r"\(anonymous namespace\)::|headcount::cuda::|^void ", "", name)
     return re.sub(r"\b(__nv_bfloat16|__half|bf16|fp16)\b", "T", name.split("(", 1)[0]).replace(" ", "").replace(",", ", ")
 
 

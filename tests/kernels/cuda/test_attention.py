@@ -21,7 +21,7 @@ VARIANTS = {
     "several tiles": Case(batch=1, heads=1, rows=65, window=33, persistent=130),
     "empty start": Case(attended_zeros=False, positions=(0, 3), rows=9),
     "segments from nothing": Case(segment=3, rows=17, attended_zeros=False, positions=(0, 1)),
-    "without itself": Case(first=1, rows=17, relative="shared"),
+    "without itself": Case(first_distance=1, rows=17, relative="shared"),
     "spans and segments, nothing constant": Case(spans=True, segment=7, persistent=0, rows=17),
     "no distances": Case(relative="none", rows=17),
     "only keys, heads of 24": Case(relative="none", persistent=0, heads=1, head_dim=24),
@@ -45,17 +45,19 @@ def attend(case: Case, inputs: Inputs, by_ring: bool, run: CudaKernels | None = 
     order = torch.arange(batch, device=DEVICE)
     sequences = Sequences(order * rows, torch.full_like(order, rows), order, torch.zeros_like(order), inputs.positions)
     run, lengths = run or CudaKernels(torch.device(DEVICE)), np.full(batch, rows)
-    reach = case.see.reach
+    reach = case.visibility.reach
     if by_ring:
-        keys, values = (ring(case, each[:, :, 1 - case.first :][:, :, :reach], inputs.positions) for each in (inputs.keys, inputs.values))
+        keys, values = (
+            ring(case, each[:, :, 1 - case.first_distance :][:, :, :reach], inputs.positions) for each in (inputs.keys, inputs.values)
+        )
         synchronise()
-        out = run.attend(packed, (keys, values), None, sequences, None, lengths[:0], inputs.tables, case.see)
+        out = run.attend(packed, (keys, values), None, sequences, None, lengths[:0], inputs.tables, case.visibility)
     else:
         past = inputs.keys[:, :, :reach].contiguous(), inputs.values[:, :, :reach].contiguous()
         new = [each[:, :, reach:].transpose(1, 2).reshape(batch * rows, heads, 1, head_dim) for each in (inputs.keys, inputs.values)]
         new = [each.contiguous() for each in new]
         synchronise()
-        out = run.attend(packed, past, (new[0], new[1]), None, sequences, lengths, inputs.tables, case.see)
+        out = run.attend(packed, past, (new[0], new[1]), None, sequences, lengths, inputs.tables, case.visibility)
     return out.reshape(batch, rows, heads, head_dim).transpose(1, 2)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,10 @@ import torch
 from bench.core.cases import S1
 from engine.errors import EngineError
 from engine_kernels import cuda_decode
+from engine_kernels.cuda_decode import DecodeShape
+from engine_kernels.errors import KernelError
+from engine_kernels.ops import Visibility
+from engine_kernels.shapes import by_name
 from engine_kernels.testing import difference
 from tests.backends.test_oracle_properties import Case
 from tests.kernels.cuda.test_decode import cuda_runner, wide
@@ -39,11 +44,11 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     module.set_clusters({2: 2})
 
 
-def numbers(heads: int) -> tuple[Any, ...]:
+def shape(heads: int) -> dict[str, Any]:
     """A layer of the published geometry as Decode is told of it."""
-    if heads == 0:
-        return 0, 0, 0, 0, 0, 0, 0, False, True, 1e-5, 0.0
-    return heads, S1.persistent, heads, WIDTH, 0, WIDTH, 0, True, True, 1e-5, 0.0
+    none = DecodeShape(0, 0, 0, Visibility(0, 0, 0, 0, False), norm_first=True, norm_eps=1e-5, span_ramp=0.0)
+    some = replace(none, heads=heads, persistent=S1.persistent, distance_tables=heads, visibility=Visibility(WIDTH, 0, WIDTH, 0, True))
+    return by_name(some if heads else none, DecodeShape)
 
 
 @pytest.mark.parametrize(("clusters", "cluster"), PLACED)
@@ -51,12 +56,39 @@ def numbers(heads: int) -> tuple[Any, ...]:
 def test_every_head_list_has_a_valid_plan_on_every_grid(emulated: Any, heads: tuple[int, ...], clusters: int, cluster: int) -> None:
     """For 1 to 16 rows; `schedule` validates what it returns."""
     emulated.set_clusters({cluster: clusters})
-    decode = emulated.Decode(S1.hidden, S1.head_dim, [numbers(count) for count in heads], [cluster])
+    decode = emulated.Decode(S1.hidden, S1.head_dim, [shape(count) for count in heads], [cluster])
     for rows in range(1, 17):
         assert decode.refusal(rows) == ""
         _, begins, most_jobs = decode.schedule(rows)
         assert decode.grid(rows) == (clusters, cluster) and len(begins) == clusters * cluster + 1
         assert most_jobs >= min(max(heads), clusters)
+
+
+@pytest.mark.parametrize("at", ["layers[1]", "layers[1].visibility"])
+def test_a_field_missing_on_one_side_is_refused_by_its_name(emulated: Any, at: str) -> None:
+    """Fields that Python has and native code has not, and the other way round, in a layer and in what its rows see."""
+
+    def told(change: Callable[[dict[str, Any]], None]) -> None:
+        layers = [shape(2), shape(3)]
+        change(layers[1]["visibility"] if at.endswith("visibility") else layers[1])
+        emulated.Decode(S1.hidden, S1.head_dim, layers, [2])
+
+    def refused(name: str, change: Callable[[dict[str, Any]], None]) -> str:
+        with pytest.raises(KernelError) as caught:
+            told(change)
+        assert caught.value.argument == f"{at}.{name}"
+        return str(caught.value)
+
+    told(lambda fields: None)
+    for name in shape(3)["visibility"] if at.endswith("visibility") else shape(3):
+        assert "expected a value, got nothing" in refused(name, lambda fields, name=name: fields.__delitem__(name))
+        refused(name, lambda fields, name=name: fields.__setitem__(name, object()))
+    assert "no such field" in refused("planted", lambda fields: fields.__setitem__("planted", 3))
+
+
+def test_layers_that_see_both_ways_are_refused(emulated: Any) -> None:
+    layers = [shape(2), {**shape(3), "visibility": by_name(Visibility(0, 0, 0, 0, False, bidirectional=True), Visibility)}]
+    assert "not bidirectional ones" in emulated.Decode(S1.hidden, S1.head_dim, layers, [2]).refusal(1)
 
 
 def test_a_token_on_sixteen_clusters_of_eight_keeps_to_the_oracle(emulated: Any) -> None:

@@ -39,11 +39,11 @@ class Several:
 
 # Heads of 64, rings of three slots more than are seen.
 COMMON = Case(batch=1, heads=1, head_dim=64, attended_zeros=False, capacity=3)
-SPANS = replace(COMMON, heads=3, persistent=20, window=90, first=1, relative="shared", spans=True, capacity=4)
+SPANS = replace(COMMON, heads=3, persistent=20, window=90, first_distance=1, relative="shared", spans=True, capacity=4)
 ZEROS = replace(COMMON, persistent=9, window=30, segment=50, attended_zeros=True)
 # Steps of 128 persistent vectors and 64 keys on six stages.
 CASES = {
-    "persistent only": Several(replace(COMMON, persistent=300, first=1), ((1, 0), (1, 0), (1, 0))),
+    "persistent only": Several(replace(COMMON, persistent=300, first_distance=1), ((1, 0), (1, 0), (1, 0))),
     "context only": Several(replace(COMMON, persistent=0, window=100), ((130, 50),)),
     "both": Several(replace(COMMON, persistent=300, window=100), ((130, 50),)),
     "round the stages twice": Several(replace(COMMON, heads=2, persistent=700, window=200), ((1, 3), (130, 500), (65, 0))),
@@ -108,8 +108,8 @@ def draw_several(several: Several, dtype: str) -> list[tuple[Case, Inputs]]:
 
 def hidden_by_nan(case: Case, inputs: Inputs, numbers: torch.Tensor) -> torch.Tensor:
     """Keys or values [1, H, reach + T, D] with NaN wherever no row sees them."""
-    reach, position = case.see.reach, int(inputs.positions[0])
-    there = sorted({reach + t - distance for t in range(case.rows) for distance in seen(case.see, position + t)})
+    reach, position = case.visibility.reach, int(inputs.positions[0])
+    there = sorted({reach + t - distance for t in range(case.rows) for distance in seen(case.visibility, position + t)})
     kept = torch.full_like(numbers, torch.nan)
     kept[:, :, there] = numbers[:, :, there]
     return kept
@@ -117,7 +117,7 @@ def hidden_by_nan(case: Case, inputs: Inputs, numbers: torch.Tensor) -> torch.Te
 
 def launch(run: CudaKernels, parts: list[tuple[Case, Inputs]], chosen: list[int]) -> Callable[[], torch.Tensor]:
     """attend of the chosen sequences, to be called many times: [rows of all, H, D]."""
-    case, reach = parts[0][0], parts[0][0].see.reach
+    case, reach = parts[0][0], parts[0][0].visibility.reach
     rows = np.array([part.rows for part, _ in parts])
     query = torch.cat([inputs.query[0].transpose(0, 1) for _, inputs in parts]).contiguous()  # [rows, H, D]
     shape = (len(parts) + 1, case.heads, reach + case.capacity, case.head_dim)  # the last ring is no sequence's
@@ -134,9 +134,9 @@ def launch(run: CudaKernels, parts: list[tuple[Case, Inputs]], chosen: list[int]
     positions = np.array([int(inputs.positions[0]) for _, inputs in parts])
     places_of = (np.cumsum(rows) - rows, rows, len(parts) - 1 - np.arange(len(parts)), positions, positions)
     sequences = Sequences(*(torch.from_numpy(numbers[chosen]).to(DEVICE) for numbers in places_of))
-    lengths, tables, see = rows[chosen], parts[0][1].tables, case.see
+    lengths, tables, visibility = rows[chosen], parts[0][1].tables, case.visibility
     synchronise()
-    return lambda: run.attend(query, (rings[0], rings[1]), (fresh[0], fresh[1]), None, sequences, lengths, tables, see)
+    return lambda: run.attend(query, (rings[0], rings[1]), (fresh[0], fresh[1]), None, sequences, lengths, tables, visibility)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

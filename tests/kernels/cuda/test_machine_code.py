@@ -7,13 +7,16 @@ import pytest
 from tests.kernels.cuda.ahead import TARGETS, module_targets
 from tests.kernels.cuda.machine_code import parse, problems_of, short
 
-NAME = "void cuda::(anonymous namespace)::multiply_and_store<{0}, 64, cuda::PlainStore<{0}> >(cuda::Matrix<{0}>, cuda::Matrix<{0}>)"
+NAME = (
+    "void headcount::cuda::(anonymous namespace)::multiply_and_store<{0}, 64, headcount::cuda::PlainStore<{0}> >"
+    "(headcount::cuda::Matrix<{0}>, headcount::cuda::Matrix<{0}>)"
+)
 WAITS = ["@P0 BRA 0x30", "ACQBULK", "PREEXIT", "LDG.E R2, desc[UR4][R2.64]", "EXIT"]
 
 
 def wrong(*lines: str, dependent: bool = True, name: str = "join_parts") -> list[str]:
     """The problems of a kernel whose instructions stand at 0x0, 0x10, … of the listing."""
-    listing = f"\t\tFunction : cuda::(anonymous namespace)::{name}(float const*)\n"
+    listing = f"\t\tFunction : headcount::cuda::(anonymous namespace)::{name}(float const*)\n"
     listing += "".join(f"        /*{at * 16:04x}*/   {line} ;   /* 0x000 */\n" for at, line in enumerate(lines))
     ((found, code),) = parse(listing)
     assert len(code) == len(lines)
@@ -22,7 +25,7 @@ def wrong(*lines: str, dependent: bool = True, name: str = "join_parts") -> list
 
 def test_kernels_of_both_types_have_one_name_in_the_table() -> None:
     assert {short(NAME.format(number)) for number in ("__nv_bfloat16", "__half")} == {"multiply_and_store<T, 64, PlainStore<T>>"}
-    assert short("cuda::(anonymous namespace)::join_parts(float const*, int)") == "join_parts"
+    assert short("headcount::cuda::(anonymous namespace)::join_parts(float const*, int)") == "join_parts"
 
 
 def test_the_targets_compiled_ahead_are_the_modules() -> None:

@@ -82,8 +82,8 @@ def test_attend_rows(rows: int, dtype: str, kernels: CudaKernels) -> None:
 
 @by_dtype
 @by_rows
-def test_attend_whole(rows: int, dtype: str, kernels: CudaKernels) -> None:
-    smoke_cases.attend_whole(kernels, rows, dtype)
+def test_attend_bidirectional(rows: int, dtype: str, kernels: CudaKernels) -> None:
+    smoke_cases.attend_bidirectional(kernels, rows, dtype)
 
 
 @by_dtype

@@ -11,14 +11,14 @@ import torch
 from engine_kernels.gpu_ops import Int8, Matrix, Norm, Sequences
 from engine_kernels.ops import AttentionTables, Visibility
 from engine_kernels.triton_ops.attention import attend_constants, attend_ring, attend_rows
+from engine_kernels.triton_ops.bidirectional import attend_bidirectional
 from engine_kernels.triton_ops.launch import Launcher
 from engine_kernels.triton_ops.projections import normalise, project, project_heads, write_rings
 from engine_kernels.triton_ops.vocabulary import score_words
-from engine_kernels.triton_ops.whole import attend_whole
 
 HIDDEN, HEAD_DIM, PERSISTENT, REACH = 512, 64, 2048, 193
 WORDS = 20_000
-SEE = Visibility(REACH, 0, REACH, 0, True)
+VISIBILITY = Visibility(REACH, 0, REACH, 0, True)
 
 
 def matrix(*shape: int, dtype: torch.dtype, int8: bool, by_column: bool = False) -> Matrix:
@@ -44,11 +44,11 @@ def attention(launch: Launcher, heads: int, dtype: torch.dtype, rows: int, *, sh
     query, rings = empty(rows, heads, HEAD_DIM), (empty(4, heads, REACH, HEAD_DIM), empty(4, heads, REACH, HEAD_DIM))
     each = torch.zeros(1, dtype=torch.int64)
     sequences = Sequences(each, each, each, each, each)
-    constants = attend_constants(launch, query, tables, SEE)
+    constants = attend_constants(launch, query, tables, VISIBILITY)
     if int8:  # the rest is as without it
         return
-    attend_rows(launch, query, rings, (query, query), constants, sequences, np.array([rows]), tables, SEE, query)
-    attend_ring(launch, query, rings, constants, sequences, tables, SEE, query)
+    attend_rows(launch, query, rings, (query, query), constants, sequences, np.array([rows]), tables, VISIBILITY, query)
+    attend_ring(launch, query, rings, constants, sequences, tables, VISIBILITY, query)
 
 
 def one_row(launch: Launcher, heads: int, dtype: torch.dtype, reach: int, *, relative: bool) -> None:
@@ -63,10 +63,10 @@ def one_row(launch: Launcher, heads: int, dtype: torch.dtype, reach: int, *, rel
         spans=None,
         span_ramp=0,
     )
-    see, query, rings = Visibility(reach, 0, reach, 0, True), empty(1, heads, HEAD_DIM), empty(2, 4, heads, reach, HEAD_DIM)
+    visibility, query, rings = Visibility(reach, 0, reach, 0, True), empty(1, heads, HEAD_DIM), empty(2, 4, heads, reach, HEAD_DIM)
     each = torch.zeros(1, dtype=torch.int64)
-    constants = attend_constants(launch, query, tables, see)
-    attend_ring(launch, query, (rings[0], rings[1]), constants, Sequences(each, each, each, each, each), tables, see, query)
+    constants = attend_constants(launch, query, tables, visibility)
+    attend_ring(launch, query, (rings[0], rings[1]), constants, Sequences(each, each, each, each, each), tables, visibility, query)
 
 
 def layer(launch: Launcher, heads: int, dtype: torch.dtype, rows: int, *, int8: bool = False) -> None:
@@ -85,11 +85,11 @@ def layer(launch: Launcher, heads: int, dtype: torch.dtype, rows: int, *, int8: 
     normalise(launch, hidden, norm)
 
 
-def whole(launch: Launcher, heads: int, dtype: torch.dtype, rows: int) -> None:
+def bidirectional(launch: Launcher, heads: int, dtype: torch.dtype, rows: int) -> None:
     """One whole sequence of `rows` rows."""
     new = torch.empty(rows, heads, 1, HEAD_DIM, dtype=dtype), torch.empty(rows, heads, 1, HEAD_DIM, dtype=dtype)
     each, query = torch.zeros(1, dtype=torch.int64), torch.empty(rows, heads, HEAD_DIM, dtype=dtype)
-    attend_whole(launch, query, new, Sequences(each, each, each, each, each), np.array([rows]), query)
+    attend_bidirectional(launch, query, new, Sequences(each, each, each, each, each), np.array([rows]), query)
 
 
 def encoder(launch: Launcher, heads: int, dtype: torch.dtype, rows: int) -> None:
@@ -110,8 +110,8 @@ CALLS: tuple[Callable[[Launcher], None], ...] = (
     partial(one_row, heads=3, dtype=torch.bfloat16, reach=2048, relative=True),
     partial(one_row, heads=3, dtype=torch.bfloat16, reach=REACH, relative=False),
     *(partial(call, heads=3, dtype=torch.bfloat16, rows=rows, int8=True) for call in (attention, layer) for rows in (1, 600)),
-    *(partial(whole, heads=3, dtype=torch.bfloat16, rows=rows) for rows in (1, 64, 600)),
-    *(partial(whole, heads=3, dtype=torch.float32, rows=rows) for rows in (1, 600)),
+    *(partial(bidirectional, heads=3, dtype=torch.bfloat16, rows=rows) for rows in (1, 64, 600)),
+    *(partial(bidirectional, heads=3, dtype=torch.float32, rows=rows) for rows in (1, 600)),
     partial(encoder, heads=3, dtype=torch.bfloat16, rows=64),
 )
 
@@ -121,5 +121,5 @@ def everything(launch: Launcher, heads: int) -> None:
     for rows in (1, 64, 600):
         attention(launch, heads, torch.bfloat16, rows)
         layer(launch, heads, torch.bfloat16, rows)
-        whole(launch, heads, torch.bfloat16, rows)
+        bidirectional(launch, heads, torch.bfloat16, rows)
     one_row(launch, heads, torch.bfloat16, 2048, relative=True)

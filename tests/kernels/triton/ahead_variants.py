@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from engine_kernels.gpu_ops import Norm, Sequences
+from engine_kernels.triton_ops.bidirectional import attend_bidirectional
 from engine_kernels.triton_ops.launch import Launcher
 from engine_kernels.triton_ops.ops import TritonOps
 from engine_kernels.triton_ops.projections import normalise, project, project_heads, write_rings
 from engine_kernels.triton_ops.vocabulary import score_words
-from engine_kernels.triton_ops.whole import attend_whole
 from tests.kernels.triton.ahead import Compiler, report
 from tests.kernels.triton.test_ahead import SHARED_LIMIT
 from tests.kernels.triton.test_attention import VARIANTS
@@ -41,7 +41,7 @@ def calls(launch: Launcher) -> Iterator[str]:
             for rows in ROWS:
                 case = replace(VARIANTS["relative"], head_dim=head_dim, rows=rows, batch=1, heads=1, dtype=dtype)
                 attend(launch, case)
-                whole(launch, rows, head_dim, kind)
+                bidirectional(launch, rows, head_dim, kind)
             yield f"heads of {head_dim}, {dtype}"
         for depth in DEPTHS:
             for rows in ROWS:
@@ -52,15 +52,17 @@ def calls(launch: Launcher) -> Iterator[str]:
 def attend(launch: Launcher, case: Case) -> None:
     """Many rows, then the last of them against its ring."""
     inputs, ops = draw(case), TritonOps(launch)
-    ops.attend(inputs.query, inputs.keys, inputs.values, inputs.positions, inputs.tables, case.see)
+    ops.attend(inputs.query, inputs.keys, inputs.values, inputs.positions, inputs.tables, case.visibility)
     single, inputs = one_row(case, inputs)
-    keys, values = (rows[:, :, -single.see.reach :].contiguous() for rows in (inputs.keys, inputs.values))
-    ops.attend_cached(inputs.query[:, :, 0], keys, values, inputs.positions, inputs.tables, single.see)
+    keys, values = (rows[:, :, -single.visibility.reach :].contiguous() for rows in (inputs.keys, inputs.values))
+    ops.attend_cached(inputs.query[:, :, 0], keys, values, inputs.positions, inputs.tables, single.visibility)
 
 
-def whole(launch: Launcher, rows: int, head_dim: int, kind: torch.dtype) -> None:
+def bidirectional(launch: Launcher, rows: int, head_dim: int, kind: torch.dtype) -> None:
     query, each = torch.empty(rows, 3, head_dim, dtype=kind), torch.zeros(1, dtype=torch.int64)
-    attend_whole(launch, query, (query[:, :, None], query[:, :, None]), Sequences(each, each, each, each, each), np.array([rows]), query)
+    attend_bidirectional(
+        launch, query, (query[:, :, None], query[:, :, None]), Sequences(each, each, each, each, each), np.array([rows]), query
+    )
 
 
 def layer(launch: Launcher, rows: int, depth: int, kind: torch.dtype) -> None:

@@ -29,8 +29,8 @@ VARIANTS = {
     "empty start": Case(attended_zeros=False, positions=(0, 3), rows=9),
     "segments": Case(segment=5, rows=17),
     "segments from nothing": Case(segment=3, rows=17, attended_zeros=False, positions=(0, 1)),
-    "without itself": Case(first=1, rows=17, relative="shared"),
-    "spans": Case(spans=True, rows=17, first=1, relative="shared"),
+    "without itself": Case(first_distance=1, rows=17, relative="shared"),
+    "spans": Case(spans=True, rows=17, first_distance=1, relative="shared"),
     "spans and segments, nothing constant": Case(spans=True, segment=7, persistent=0, rows=17),
     "no distances": Case(relative="none", rows=17),
     "only keys": Case(relative="none", persistent=0, heads=1),
@@ -38,7 +38,7 @@ VARIANTS = {
     "heads of 64": Case(heads=2, head_dim=64, rows=3, persistent=70),
     "a long window in two parts": Case(batch=1, heads=1, rows=1, window=530, persistent=3),
     "in four, of which an early stream has two": Case(
-        rows=2, heads=1, window=1025, first=1, relative="shared", spans=True, positions=(300, 5000), attended_zeros=False
+        rows=2, heads=1, window=1025, first_distance=1, relative="shared", spans=True, positions=(300, 5000), attended_zeros=False
     ),
     "far into a stream": Case(positions=(2**33 + 5, 1_000_003), segment=7),
 }
@@ -52,7 +52,7 @@ def test_keeps_to_the_oracle(name: str, dtype: str) -> None:
 
 def test_a_span_that_leaves_out_the_loudest_keys_is_renormalised_as_published() -> None:
     """With the weight all beyond the span, the 1e-8 of arXiv 1905.07799 outweighs what is left of a row."""
-    case = Case(spans=True, first=1, relative="shared", persistent=0, window=17, rows=17)
+    case = Case(spans=True, first_distance=1, relative="shared", persistent=0, window=17, rows=17)
     inputs = draw(case)
     short = replace(inputs.tables, spans=torch.zeros(case.heads, device=DEVICE))
     inputs = replace(inputs, query=16 * inputs.query, tables=short)
@@ -70,12 +70,13 @@ def compare(case: Case, inputs: Inputs | None = None) -> None:
     """Many rows at once, then the last of them alone against its ring."""
     inputs = inputs or draw(case)
     ops = TritonOps(launcher())
-    check(case, ops.attend(inputs.query, inputs.keys, inputs.values, inputs.positions, inputs.tables, case.see), inputs, "attend")
+    check(case, ops.attend(inputs.query, inputs.keys, inputs.values, inputs.positions, inputs.tables, case.visibility), inputs, "attend")
     case, inputs = one_row(case, inputs)
     keys, values = (
-        ring(case, rows[:, :, 1 - case.first :][:, :, : case.see.reach], inputs.positions) for rows in (inputs.keys, inputs.values)
+        ring(case, rows[:, :, 1 - case.first_distance :][:, :, : case.visibility.reach], inputs.positions)
+        for rows in (inputs.keys, inputs.values)
     )
-    found = ops.attend_cached(inputs.query[:, :, 0], keys, values, inputs.positions, inputs.tables, case.see)
+    found = ops.attend_cached(inputs.query[:, :, 0], keys, values, inputs.positions, inputs.tables, case.visibility)
     check(case, found[:, :, None], inputs, "attend_cached")
 
 
@@ -84,7 +85,7 @@ def test_descriptors_of_the_persistent_vectors_keep_to_the_oracle() -> None:
     """What Hopper's tensor memory unit would load, by the same call: blocks of the second head begin where the first's end."""
     case = Case(heads=2, rows=3, head_dim=16, persistent=128, dtype="float16")
     inputs, launch = draw(case), Launcher("sm_90")
-    found = TritonOps(launch).attend(inputs.query, inputs.keys, inputs.values, inputs.positions, inputs.tables, case.see)
+    found = TritonOps(launch).attend(inputs.query, inputs.keys, inputs.values, inputs.positions, inputs.tables, case.visibility)
     assert launch.tiles.descriptors
     check(case, found, inputs, "described")
 
@@ -95,7 +96,12 @@ def test_many_rows_of_one_query_batch_take_fewer_splits() -> None:
     inputs = draw(case)
     keys, values = (ring(case, rows[:, :, 1:], inputs.positions) for rows in (inputs.keys, inputs.values))
     ops = TritonOps(launcher())
-    check(case, ops.attend_cached(inputs.query[:, :, 0], keys, values, inputs.positions, inputs.tables, case.see)[:, :, None], inputs, "70")
+    check(
+        case,
+        ops.attend_cached(inputs.query[:, :, 0], keys, values, inputs.positions, inputs.tables, case.visibility)[:, :, None],
+        inputs,
+        "70",
+    )
     assert ops.launch.calls == {"attend_constants": 1, "attend_ring": 1}
 
 
@@ -103,7 +109,7 @@ def test_a_long_window_of_few_rows_is_cut_into_parts_and_merged() -> None:
     case = VARIANTS["a long window in two parts"]
     inputs, ops = draw(case), TritonOps(launcher())
     keys, values = (ring(case, rows[:, :, 1:], inputs.positions) for rows in (inputs.keys, inputs.values))
-    ops.attend_cached(inputs.query[:, :, 0], keys, values, inputs.positions, inputs.tables, case.see)
+    ops.attend_cached(inputs.query[:, :, 0], keys, values, inputs.positions, inputs.tables, case.visibility)
     assert ops.launch.calls == {"attend_constants": 1, "attend_ring": 1, "merge_parts": 1}
     assert [window_parts(programs, 2048) for programs in (1, 4, 64, 100, 256, 2048)] == [8, 8, 4, 2, 1, 1]
     assert [window_parts(1, reach) for reach in (1, 193, 511, 512, 10**6)] == [1, 1, 1, 2, 32]
@@ -113,7 +119,7 @@ def test_a_long_window_of_few_rows_is_cut_into_parts_and_merged() -> None:
 def test_any_number_of_heads(heads: int) -> None:
     case = Case(heads=heads, batch=1, rows=3)
     inputs, ops = draw(case), TritonOps(launcher())
-    found = ops.attend(inputs.query, inputs.keys, inputs.values, inputs.positions, inputs.tables, case.see)
+    found = ops.attend(inputs.query, inputs.keys, inputs.values, inputs.positions, inputs.tables, case.visibility)
     assert found.shape == (1, heads, 3, 8)
     if heads:
         check(case, found, inputs, f"{heads} heads")
@@ -124,7 +130,7 @@ def test_any_number_of_heads(heads: int) -> None:
 @pytest.mark.parametrize("first", [0, 1])
 def test_uneven_sequences_in_slots_of_any_order(first: int) -> None:
     """Lengths 9, 1 and 21 packed after each other, rings with spare slots that wrap, poison wherever nothing may be read or written."""
-    case = Case(batch=1, first=first, relative="shared", capacity=first, window=6, heads=3)
+    case = Case(batch=1, first_distance=first, relative="shared", capacity=first, window=6, heads=3)
     lengths, positions, slots = (9, 1, 21), (4, 13, 7), (2, 0, 4)
     parts = [
         (replace(case, rows=rows), draw(replace(case, rows=rows, positions=(at,)), seed))
@@ -132,7 +138,7 @@ def test_uneven_sequences_in_slots_of_any_order(first: int) -> None:
     ]
     tables = parts[0][1].tables
     parts = [(each, replace(inputs, tables=tables)) for each, inputs in parts]
-    reach, capacity = case.see.reach, case.see.reach + first
+    reach, capacity = case.visibility.reach, case.visibility.reach + first
     rings = tuple(poison(5, case.heads, capacity, case.head_dim) for _ in "kv")
     for (_, inputs), slot, position in zip(parts, slots, positions, strict=True):
         for back in range(reach):
@@ -144,8 +150,8 @@ def test_uneven_sequences_in_slots_of_any_order(first: int) -> None:
         tensor((0, 9, 10)), tensor(lengths), tensor(slots), tensor([at % capacity for at in positions]), tensor(positions)
     )
     out, launch = poison(31, case.heads, case.head_dim), launcher()
-    constants = attend_constants(launch, query, tables, case.see)
-    attend_rows(launch, query, (rings[0], rings[1]), new, constants, sequences, np.array(lengths), tables, case.see, out)
+    constants = attend_constants(launch, query, tables, case.visibility)
+    attend_rows(launch, query, (rings[0], rings[1]), new, constants, sequences, np.array(lengths), tables, case.visibility, out)
     for (each, inputs), rows in zip(parts, torch.split(out, lengths), strict=True):
         check(each, rows.transpose(0, 1)[None], inputs, "uneven")
 
@@ -155,7 +161,7 @@ def test_uneven_sequences_in_slots_of_any_order(first: int) -> None:
         target[slots[1], :, positions[1] % capacity] = source[0, :, -1]
     out = poison(31, case.heads, case.head_dim)
     only = Sequences(*(tensor([values]) for values in (9, 1, slots[1], 0, positions[1])))
-    attend_ring(launch, query, (rings[0], rings[1]), constants, only, tables, case.see, out)
+    attend_ring(launch, query, (rings[0], rings[1]), constants, only, tables, case.visibility, out)
     check(each, out[9][None, :, None], inputs, "one of them decoded")
     assert torch.isnan(out[:9]).all() and torch.isnan(out[10:]).all()
 
@@ -163,15 +169,15 @@ def test_uneven_sequences_in_slots_of_any_order(first: int) -> None:
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_stream_without_a_past_loads_nothing_of_its_ring(first: int) -> None:
     """Rows see only keys of their own stream, so a ring of poison, and its place, change nothing."""
-    case = Case(batch=1, rows=9, window=6, first=first, attended_zeros=False, positions=(0,), heads=2)
+    case = Case(batch=1, rows=9, window=6, first_distance=first, attended_zeros=False, positions=(0,), heads=2)
     inputs, each = draw(case), tensor([0])
     query = packed([inputs.query])
-    new = packed([inputs.keys[:, :, case.see.reach :]]), packed([inputs.values[:, :, case.see.reach :]])
-    rings = tuple(poison(1, case.heads, case.see.reach + first, case.head_dim) for _ in "kv")
+    new = packed([inputs.keys[:, :, case.visibility.reach :]]), packed([inputs.values[:, :, case.visibility.reach :]])
+    rings = tuple(poison(1, case.heads, case.visibility.reach + first, case.head_dim) for _ in "kv")
     out, launch = poison(9, case.heads, case.head_dim), launcher()
-    constants = attend_constants(launch, query, inputs.tables, case.see)
+    constants = attend_constants(launch, query, inputs.tables, case.visibility)
     sequences = Sequences(each, tensor([9]), each, each, each)
-    attend_rows(launch, query, (rings[0], rings[1]), new, constants, sequences, np.array([9]), inputs.tables, case.see, out)
+    attend_rows(launch, query, (rings[0], rings[1]), new, constants, sequences, np.array([9]), inputs.tables, case.visibility, out)
     check(case, out.transpose(0, 1)[None], inputs, "no past")
 
 

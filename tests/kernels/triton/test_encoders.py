@@ -71,7 +71,7 @@ def test_families_and_heads_keep_to_the_oracle(kind: str, task: str, settings: d
             wanted = exact(source, ids)[1]
             assert np.abs((row if row.ndim == 1 else row[: len(ids)]) - wanted).max() < CLOSE
         launches = model.explain().runner["launches"]
-        assert launches["attend_whole"] == launches["project_heads"] == 2
+        assert launches["attend_bidirectional"] == launches["project_heads"] == 2
 
 
 def test_half_precision_keeps_to_the_rule(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def dequantised(matrix: Int8, *, by_column: bool = False) -> torch.Tensor:
 
 ATTENTION = {
     "relative": Case(heads=2),
-    "a table for all heads, spans": Case(spans=True, rows=17, first=1, relative="shared"),
+    "a table for all heads, spans": Case(spans=True, rows=17, first_distance=1, relative="shared"),
     "no distances": Case(relative="none", rows=17, persistent=40),
     "no persistent vectors": Case(persistent=0, rows=3),
     "whole tiles of heads of 16": Case(heads=2, head_dim=16, rows=3, persistent=128),
@@ -77,15 +77,16 @@ def test_attention_keeps_to_the_oracle(name: str, dtype: str) -> None:
     tables, ops = replace(inputs.tables, **small), TritonOps(launcher())
 
     def check(found: torch.Tensor, case: Case, inputs: Inputs) -> None:
-        plain = reference.attend(inputs.query, inputs.keys, inputs.values, inputs.positions, plain_tables, case.see)
+        plain = reference.attend(inputs.query, inputs.keys, inputs.values, inputs.positions, plain_tables, case.visibility)
         assert_close(double(found), double(plain), exact(case, inputs), dtype, f"{name}, {case}")
 
-    check(ops.attend(inputs.query, inputs.keys, inputs.values, inputs.positions, tables, case.see), case, inputs)
+    check(ops.attend(inputs.query, inputs.keys, inputs.values, inputs.positions, tables, case.visibility), case, inputs)
     case, inputs = one_row(case, inputs)
     keys, values = (
-        ring(case, rows[:, :, 1 - case.first :][:, :, : case.see.reach], inputs.positions) for rows in (inputs.keys, inputs.values)
+        ring(case, rows[:, :, 1 - case.first_distance :][:, :, : case.visibility.reach], inputs.positions)
+        for rows in (inputs.keys, inputs.values)
     )
-    check(ops.attend_cached(inputs.query[:, :, 0], keys, values, inputs.positions, tables, case.see)[:, :, None], case, inputs)
+    check(ops.attend_cached(inputs.query[:, :, 0], keys, values, inputs.positions, tables, case.visibility)[:, :, None], case, inputs)
 
 
 def arrays(seed: int, *shapes: tuple[int, ...]) -> list[np.ndarray]:

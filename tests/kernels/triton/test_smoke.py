@@ -56,8 +56,8 @@ def test_attend_rows(rows: int, dtype: str, kernels: TritonKernels) -> None:
 
 @by_dtype
 @by_rows
-def test_attend_whole(rows: int, dtype: str, kernels: TritonKernels) -> None:
-    smoke_cases.attend_whole(kernels, rows, dtype)
+def test_attend_bidirectional(rows: int, dtype: str, kernels: TritonKernels) -> None:
+    smoke_cases.attend_bidirectional(kernels, rows, dtype)
 
 
 @by_dtype

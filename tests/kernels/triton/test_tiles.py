@@ -24,7 +24,7 @@ SMALL, LARGE = Tile(16, 32, 4, 2), Tile(64, 64, 4, 2)
 def test_a_choice_grows_with_the_rows_and_every_table_has_one() -> None:
     assert choose({2: ((16, SMALL), (inf, LARGE))}, 16, 2) is SMALL and choose({2: ((16, SMALL), (inf, LARGE))}, 17, 2) is LARGE
     for tiles in (GENERAL, HOPPER, for_architecture("interpreter")):
-        for name in ("constants", "rows", "ring", "whole", "project", "copy", "norm"):
+        for name in ("constants", "rows", "ring", "bidirectional", "project", "copy", "norm"):
             for size in (2, 4):
                 assert choose(getattr(tiles, name), 10**9, size).warps in (1, 2, 4, 8)
     assert [splits(rows, 2048, LARGE) for rows in (1, 64, 65, 129, 4096)] == [32, 32, 16, 10, 1]

@@ -7,12 +7,24 @@
 
 #include "cuda/types.h"
 
-namespace cuda {
+namespace headcount::cuda {
 
-// Which keys a row sees, as engine_kernels/ops.py's Visibility.
-struct Sees {
-  int window, segment, reach, first;
+// Which keys a row sees, as engine_kernels/ops.py's Visibility. No kernel reads `bidirectional`: such layers are run by
+// attend_bidirectional alone, and the decode kernel's plan refuses them.
+struct Visibility {
+  int window, segment, reach, first_distance;
   bool attended_zeros;
+  bool bidirectional = false;
+
+  template <typename Visit>
+  void each_field(const Visit& visit) {
+    visit("window", window);
+    visit("segment", segment);
+    visit("reach", reach);
+    visit("first_distance", first_distance);
+    visit("attended_zeros", attended_zeros);
+    visit("bidirectional", bidirectional);
+  }
 };
 
 struct Attention {
@@ -20,14 +32,14 @@ struct Attention {
   int rows, heads, head_dim;  // head_dim a multiple of 8, at most 128
   const void* query;          // [rows, H, D]
   // Tables of the layer; nullptr where it has none.
-  const void* distances;                            // [tables, reach, D]: row i is distance first + i
+  const void* distances;                            // [tables, reach, D]: row i is distance first_distance + i
   int distance_tables;                              // H, or 1 for all heads, or 0
   const float *content_bias, *position_bias;        // [H, D]
   const void *persistent_keys, *persistent_values;  // [H, N, D]
   int persistent;                                   // N
   const float* spans;                               // [H]
   float span_ramp;
-  Sees sees;
+  Visibility visibility;
   // Keys and values kept: [slots, H, capacity, D].
   const void *ring_keys, *ring_values;
   int capacity;
@@ -67,7 +79,7 @@ void attend_ring(const Attention& attention, const Sequences& single, Stream str
 // Sequences of several rows, which see their rings as they stood before and the new keys and values.
 void attend_rows(const Attention& attention, const Sequences& several, const NewRows& fresh, Stream stream);
 // Whole sequences whose rows see all rows of their own, as an encoder's do. Nothing else of a layer counts: of
-// `attention` it reads number, rows, heads, head_dim, query and attended, of `whole` first_rows and lengths.
-void attend_whole(const Attention& attention, const Sequences& whole, const NewRows& fresh, Stream stream);
+// `attention` it reads number, rows, heads, head_dim, query and attended, of `sequences` first_rows and lengths.
+void attend_bidirectional(const Attention& attention, const Sequences& sequences, const NewRows& fresh, Stream stream);
 
-}  // namespace cuda
+}  // namespace headcount::cuda

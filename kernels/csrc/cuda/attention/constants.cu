@@ -6,7 +6,7 @@
 #include "cuda/launch.h"
 #include "cuda/sizes.h"
 
-namespace cuda {
+namespace headcount::cuda {
 namespace {
 
 constexpr int split_unit = 64;  // splits end at multiples of it
@@ -80,7 +80,7 @@ template <typename C>
 DEVICE void scores_by_distance(const Attention& a) {
   using T = typename C::T;
   constexpr int width = C::width, columns = EveryKey<C>::keys;
-  const int head = blockIdx.z, d = a.head_dim, reach = a.sees.reach;
+  const int head = blockIdx.z, d = a.head_dim, reach = a.visibility.reach;
   const int first = (blockIdx.y - a.splits) * columns;
   const T* table = static_cast<const T*>(a.distances) + int64_t{min(head, a.distance_tables - 1)} * reach * d;
   T* tile = reinterpret_cast<T*>(device::shared_memory());
@@ -126,7 +126,7 @@ int blocks_of(int count, int size) { return (count + size - 1) / size; }
 template <typename C>
 void start_constants(const Attention& attention, Stream stream) {
   const bool scored = attention.scores != nullptr && attention.distance_tables > 0;
-  const int parts = attention.splits + (scored ? blocks_of(attention.sees.reach, EveryKey<C>::keys) : 0);
+  const int parts = attention.splits + (scored ? blocks_of(attention.visibility.reach, EveryKey<C>::keys) : 0);
   if (attention.rows == 0 || attention.heads == 0 || parts == 0) return;
   const int chunk = blocks_of(blocks_of(attention.persistent, std::max(attention.splits, 1)), split_unit) * split_unit;
   Launch launch;
@@ -156,4 +156,4 @@ void attend_constants(const Attention& attention, Stream stream) {
   attention.rows <= 16 ? with_sizes<1, 1>(attention, begin) : with_sizes<4, 2>(attention, begin);
 }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

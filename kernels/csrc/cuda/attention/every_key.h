@@ -5,7 +5,7 @@
 
 #include "cuda/fragments.h"
 
-namespace cuda {
+namespace headcount::cuda {
 
 // Its tiles in shared memory: blocks of keys and values, on their way or in use.
 template <typename C>
@@ -76,4 +76,4 @@ DEVICE void see_every_key(State<C::width> (&states)[C::groups], const typename C
   for (int g = 0; g < C::groups; ++g) states[g].sum_columns();
 }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

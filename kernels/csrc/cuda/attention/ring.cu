@@ -6,7 +6,7 @@
 #include "cuda/launch.h"
 #include "cuda/sizes.h"
 
-namespace cuda {
+namespace headcount::cuda {
 namespace {
 
 constexpr int warps = 4;
@@ -115,11 +115,12 @@ __global__ void __launch_bounds__(32 * warps) ring_kernel(Attention a, Sequences
     }
   }
 
-  const int limit = keys_seen(a.sees, position);
-  const int newest = static_cast<int>((position - a.sees.first + a.capacity) % a.capacity);  // slot of nearness 0
-  const T* score = a.distance_tables > 0
-                       ? static_cast<const T*>(a.scores) + (int64_t{head} * a.rows + row) * a.pitch + a.sees.reach - 1
-                       : nullptr;
+  const int limit = keys_seen(a.visibility, position);
+  const int newest =
+      static_cast<int>((position - a.visibility.first_distance + a.capacity) % a.capacity);  // slot of nearness 0
+  const T* score = a.distance_tables > 0 ? static_cast<const T*>(a.scores) + (int64_t{head} * a.rows + row) * a.pitch +
+                                               a.visibility.reach - 1
+                                         : nullptr;
   const float scale = log2e / sqrtf(static_cast<float>(d)), span = a.spans != nullptr ? a.spans[head] : 0;
   for (int start = 0; start < limit; start += teams * at_once) {
     Eight<T> keys[at_once], values[at_once];
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(32 * warps) ring_kernel(Attention a, Sequences
       float weight = device::exp2_fast(scores[u] - top);
       part.total += weight;
       if (a.spans != nullptr) {
-        weight *= ramp_of(static_cast<float>(near + a.sees.first), span, a.span_ramp);
+        weight *= ramp_of(static_cast<float>(near + a.visibility.first_distance), span, a.span_ramp);
         part.kept += weight;
       }
       if (!real) continue;
@@ -202,4 +203,4 @@ void attend_ring(const Attention& attention, const Sequences& single, Stream str
   with_sizes<warps, 1>(attention, [&](auto compiled) { start_ring<decltype(compiled)>(attention, single, stream); });
 }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

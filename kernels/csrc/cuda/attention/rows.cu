@@ -7,7 +7,7 @@
 #include "cuda/launch.h"
 #include "cuda/sizes.h"
 
-namespace cuda {
+namespace headcount::cuda {
 namespace {
 
 // Tiles of a block in shared memory: two blocks of keys and values, and the distances of a band, whose blocks follow
@@ -59,12 +59,15 @@ __global__ void __launch_bounds__(32 * C::warps) rows_kernel(Attention a, Sequen
   const int64_t ring = (several.slots[sequence] * a.heads + head) * a.capacity * d;
   const int64_t line = int64_t{a.heads} * d, fresh_row = packed * line + int64_t{head} * d;
   const bool relative = a.distance_tables > 0;
-  const int64_t table = relative ? int64_t{min(head, a.distance_tables - 1)} * a.sees.reach * d : 0;
+  const int64_t table = relative ? int64_t{min(head, a.distance_tables - 1)} * a.visibility.reach * d : 0;
   const T* distances = static_cast<const T*>(a.distances) + table;
 
-  // Row `time` sees keys time - first - keys_seen + 1 .. time - first, the first row of some the farthest back.
-  const auto oldest_of = [&](int time) { return time - a.sees.first - keys_seen(a.sees, position + time) + 1; };
-  const int earliest = oldest_of(start), last = min(start + rows, length) - 1 - a.sees.first;
+  // Row `time` sees keys time - first_distance - keys_seen + 1 .. time - first_distance, the first row of some the
+  // farthest back.
+  const auto oldest_of = [&](int time) {
+    return time - a.visibility.first_distance - keys_seen(a.visibility, position + time) + 1;
+  };
+  const int earliest = oldest_of(start), last = min(start + rows, length) - 1 - a.visibility.first_distance;
   const int first_key = earliest & -keys;  // blocks of keys begin at multiples of their size, so none is in two places
   const int blocks = last < earliest ? 0 : (last - first_key) / keys + 1;
 
@@ -77,11 +80,11 @@ __global__ void __launch_bounds__(32 * C::warps) rows_kernel(Attention a, Sequen
     const int slot = offset + j;
     return static_cast<const T*>(in_ring) + ring + int64_t{slot < 0 ? slot + a.capacity : slot} * d;
   };
-  const int farthest = start + rows - 1 - a.sees.first - first_key;  // nearness of row 0 of the band
+  const int farthest = start + rows - 1 - a.visibility.first_distance - first_key;  // nearness of row 0 of the band
   const auto fetch_band = [&](int block) {
     copy_rows<T, width, keys, threads>(band_tiles + block % Tile::circle * Tile::size, d, distances, [&](int y) {
       const int near = farthest - block * keys - y;
-      return near >= 0 && near < a.sees.reach ? distances + near * d : nullptr;
+      return near >= 0 && near < a.visibility.reach ? distances + near * d : nullptr;
     });
   };
   const auto fetch = [&](int block) {
@@ -118,11 +121,11 @@ __global__ void __launch_bounds__(32 * C::warps) rows_kernel(Attention a, Sequen
   UNROLL
   for (int half = 0; half < 2; ++half) {
     const int time = top + row_of_thread() + 8 * half;
-    newest[half] = time - a.sees.first;
+    newest[half] = time - a.visibility.first_distance;
     oldest[half] = time < length ? oldest_of(time) : newest[half] + 1;
     if (time < length) merge_splits(state, half, a, int64_t{head} * a.rows + packed + time);
   }
-  const int oldest_of_warp = oldest_of(top), newest_of_warp = min(top + 16, length) - 1 - a.sees.first;
+  const int oldest_of_warp = oldest_of(top), newest_of_warp = min(top + 16, length) - 1 - a.visibility.first_distance;
   const float scale = log2e / sqrtf(static_cast<float>(d)), span = a.spans != nullptr ? a.spans[head] : 0;
   const int band_start = rows - 16 - warp * 16;  // of the warp's rows in the band of a block of keys
 
@@ -159,7 +162,7 @@ __global__ void __launch_bounds__(32 * C::warps) rows_kernel(Attention a, Sequen
       for (int i = 0; i < keys / 8; ++i) {
         UNROLL
         for (int e = 0; e < 4; ++e) {
-          const int distance = newest[e / 2] - (j + i * 8 + column_of_thread() + e % 2) + a.sees.first;
+          const int distance = newest[e / 2] - (j + i * 8 + column_of_thread() + e % 2) + a.visibility.first_distance;
           scores[i][e] *= ramp_of(static_cast<float>(distance), span, a.span_ramp);
           state.kept[e / 2] += scores[i][e];
         }
@@ -200,4 +203,4 @@ void attend_rows(const Attention& attention, const Sequences& several, const New
   fresh.tile_rows == 16 ? with_sizes<1, 1>(attention, begin) : with_sizes<4, 1>(attention, begin);
 }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

@@ -6,7 +6,7 @@
 #include "cuda/device.h"
 #include "cuda/linear/activation.h"
 
-namespace cuda {
+namespace headcount::cuda {
 
 struct alignas(8) TwoFloats {
   float low, high;
@@ -86,4 +86,4 @@ struct HeadStore {
   }
 };
 
-}  // namespace cuda
+}  // namespace headcount::cuda

@@ -6,14 +6,15 @@
 #include "cuda/attention/attention.h"
 #include "cuda/device.h"
 
-namespace cuda {
+namespace headcount::cuda {
 
-// How many keys, at distances first, first + 1, …, the row at a position sees. The farthest of them never lies before
-// the farthest of the row before.
-DEVICE int keys_seen(const Sees& sees, int64_t position) {
-  const int limit = sees.segment > 0 ? sees.window + static_cast<int>(position % sees.segment) : sees.reach;
-  const int64_t existing = position - sees.first + 1;  // keys at positions from 0 on
-  return sees.attended_zeros || existing > limit ? limit : static_cast<int>(existing);
+// How many keys, at distances first_distance, first_distance + 1, …, the row at a position sees. The farthest of them
+// never lies before the farthest of the row before.
+DEVICE int keys_seen(const Visibility& visibility, int64_t position) {
+  const int limit =
+      visibility.segment > 0 ? visibility.window + static_cast<int>(position % visibility.segment) : visibility.reach;
+  const int64_t existing = position - visibility.first_distance + 1;  // keys at positions from 0 on
+  return visibility.attended_zeros || existing > limit ? limit : static_cast<int>(existing);
 }
 
 // What a key at this distance counts under an adaptive span.
@@ -26,4 +27,4 @@ DEVICE float share_of(const Attention& attention, float total, float kept) {
   return attention.spans != nullptr ? kept + 1e-8f * total : total;
 }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

@@ -4,7 +4,7 @@
 
 #include "cuda/decode/block.h"
 
-namespace cuda::decode {
+namespace headcount::cuda::decode {
 
 // Where an item's things stand in its stage and in the scores.
 template <typename T, int D>
@@ -32,13 +32,13 @@ struct Keys {
   DEVICE int nearness(int j) const { return item.nearest + item.near - 1 - j; }
   DEVICE int column(int j) const { return constants + item.near - 1 - j; }
   DEVICE const T* key(int row, int j, const T* fresh, const unsigned char* from) const {
-    if (layer.first == 0 && nearness(j) == 0) return fresh + row * D;
+    if (layer.first_distance == 0 && nearness(j) == 0) return fresh + row * D;
     return reinterpret_cast<const T*>(from + row * pitch) + j * D;
   }
   DEVICE bool visible(int j, int64_t position) const {
     const int near = nearness(j);
     const int limit = layer.segment ? layer.window + static_cast<int>(position % layer.segment) : layer.window;
-    return near < limit && (layer.attended_zeros || near + layer.first <= position);
+    return near < limit && (layer.attended_zeros || near + layer.first_distance <= position);
   }
 };
 
@@ -119,7 +119,7 @@ DEVICE void weigh(Block<T, D>& b, const Keys<T, D>& keys) {
       float weight = padded(c) ? 0.0f : device::exp2_fast(scores[c] - zero);
       float counted = weight;
       if (spans && c >= keys.constants) {
-        const float distance = static_cast<float>(keys.item.nearest + c - keys.constants + keys.layer.first);
+        const float distance = static_cast<float>(keys.item.nearest + c - keys.constants + keys.layer.first_distance);
         const float ramp = fminf(fmaxf((1.0f - distance + span) / keys.layer.span_ramp + 1.0f, 0.0f), 1.0f);
         counted = weight * (ramp + 1e-8f);
         weight *= ramp;
@@ -193,4 +193,4 @@ DEVICE void attend(Block<T, D>& b, const Item& item, const unsigned char* stage)
   add_values(b, keys);
 }
 
-}  // namespace cuda::decode
+}  // namespace headcount::cuda::decode

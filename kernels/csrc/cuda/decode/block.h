@@ -5,7 +5,7 @@
 #include "cuda/decode/decode.h"
 #include "cuda/hopper/hopper.h"
 
-namespace cuda::decode {
+namespace headcount::cuda::decode {
 
 struct Parameters {
   Step step;
@@ -142,7 +142,7 @@ struct Block {
   // Keys and values of the sequence of row `lane`, oldest first: in its ring at most in two runs.
   DEVICE void issue_context(const Item& item, unsigned char* target, device::Mbarrier& barrier) {
     const Layer& layer = layers[item.layer];
-    const int64_t oldest = positions[lane] - layer.first - item.nearest - item.near + 1;
+    const int64_t oldest = positions[lane] - layer.first_distance - item.nearest - item.near + 1;
     int place = static_cast<int>(oldest % layer.capacity);
     place += place < 0 ? layer.capacity : 0;
     const int run = item.near < layer.capacity - place ? item.near : layer.capacity - place;
@@ -203,4 +203,4 @@ struct Block {
   }
 };
 
-}  // namespace cuda::decode
+}  // namespace headcount::cuda::decode

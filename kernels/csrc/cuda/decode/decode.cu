@@ -6,7 +6,7 @@
 #include "cuda/decode/rows.h"
 #include "cuda/launch.h"
 
-namespace cuda::decode {
+namespace headcount::cuda::decode {
 namespace {
 
 static_assert(sizeof(Parameters) <= 4096, "all that a kernel is given");
@@ -205,4 +205,4 @@ void run(const Shape& shape, const Schedule& schedule, const Step& step, Stream 
         parameters);
 }
 
-}  // namespace cuda::decode
+}  // namespace headcount::cuda::decode

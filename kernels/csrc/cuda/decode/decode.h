@@ -14,7 +14,7 @@
 #include "cuda/attention/attention.h"
 #include "cuda/types.h"
 
-namespace cuda::decode {
+namespace headcount::cuda::decode {
 
 constexpr int most_rows = 16;     // rows of a matrix instruction
 constexpr int warps = 8;          // of a block
@@ -26,12 +26,24 @@ constexpr int padding = 16;       // bytes between the rows of two sequences in 
 
 // ---- what is computed
 
+// A layer, by the names of engine_kernels/cuda_decode.py DecodeShape: the binding fills it through its each_field.
 struct LayerShape {
   int heads = 0, persistent = 0;  // N
   int distance_tables = 0;        // heads, or 1 for all heads, or 0
-  Sees sees = {};
+  Visibility visibility = {};
   bool norm_first = true;
   float norm_eps = 1e-5f, span_ramp = 0;  // 0: no spans
+
+  template <typename Visit>
+  void each_field(const Visit& visit) {
+    visit("heads", heads);
+    visit("persistent", persistent);
+    visit("distance_tables", distance_tables);
+    visit("visibility", visibility);
+    visit("norm_first", norm_first);
+    visit("norm_eps", norm_eps);
+    visit("span_ramp", span_ramp);
+  }
 };
 
 struct Shape {
@@ -90,7 +102,7 @@ struct alignas(16) Item {
   int32_t layer;          // rows: the layer that begins, or the number of layers at the end
   int32_t head, job;      // job = head · ways + way; rows: jobs of this cluster in the layer
   int32_t first, count;   // project, output: tiles of 8 columns; attend: blocks of 32 persistent vectors
-  int32_t nearest, near;  // attend: the context's keys at distances first + nearest ..
+  int32_t nearest, near;  // attend: the context's keys at distances first_distance + nearest ..
   uint32_t bytes;         // of all pieces
   int32_t pieces;
   Piece piece[3];
@@ -99,7 +111,7 @@ struct alignas(16) Item {
 // A layer as the device sees it.
 struct alignas(16) Layer {
   int32_t heads, ways, persistent, relative;
-  int32_t window, segment, reach, first, attended_zeros, capacity;
+  int32_t window, segment, reach, first_distance, attended_zeros, capacity;
   int32_t norm_first, buffer;  // which of two buffers its outputs go to
   float norm_eps, span_ramp;
   void *ring_keys, *ring_values;  // [slots, H, capacity, D]
@@ -194,4 +206,4 @@ extern EmulatedGpu emulated_gpu;
 #endif
 void run(const Shape& shape, const Schedule& schedule, const Step& step, Stream stream);
 
-}  // namespace cuda::decode
+}  // namespace headcount::cuda::decode

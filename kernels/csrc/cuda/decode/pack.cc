@@ -4,7 +4,7 @@
 
 #include "cuda/decode/decode.h"
 
-namespace cuda::decode {
+namespace headcount::cuda::decode {
 namespace {
 
 int tiles_of(int count, int size) { return (count + size - 1) / size; }
@@ -62,7 +62,7 @@ void pack_head(const Shape& shape, const LayerShape& layer, const HeadPlaces& pl
     }
   }
   if (layer.distance_tables) {
-    const int reach = layer.sees.reach;
+    const int reach = layer.visibility.reach;
     const uint16_t* table = w.distances + (layer.distance_tables == 1 ? 0 : int64_t{head} * reach * depth);
     at = words(places.distances);
     for (int row = 0; row < reach; row += tile_keys) pack_rows(at, table, row, reach, depth, depth);
@@ -85,7 +85,7 @@ Places places_of(const Shape& shape) {
   for (const LayerShape& layer : shape.layers) {
     LayerPlaces& here = places.layers.emplace_back();
     here.vectors = take(3 * hidden * 4);
-    const size_t table_bytes = tiles_of(layer.sees.reach, tile_keys) * depth * tile_keys * 2;
+    const size_t table_bytes = tiles_of(layer.visibility.reach, tile_keys) * depth * tile_keys * 2;
     for (int head = 0; head < layer.heads; ++head) {
       HeadPlaces& mine = here.heads.emplace_back();
       mine.project = take(3 * depth * hidden * 2);
@@ -111,4 +111,4 @@ void pack(const Shape& shape, const Places& places, const std::vector<LayerWeigh
   }
 }
 
-}  // namespace cuda::decode
+}  // namespace headcount::cuda::decode

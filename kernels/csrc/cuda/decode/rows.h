@@ -3,7 +3,7 @@
 
 #include "cuda/decode/block.h"
 
-namespace cuda::decode {
+namespace headcount::cuda::decode {
 
 // x [hidden] of a row by a warp: write(column, normed x).
 template <typename Write>
@@ -261,4 +261,4 @@ DEVICE void project_output(Block<T, D>& b, const Item& item, const unsigned char
   }
 }
 
-}  // namespace cuda::decode
+}  // namespace headcount::cuda::decode

@@ -5,7 +5,7 @@
 
 #include "cuda/decode/decode.h"
 
-namespace cuda::decode {
+namespace headcount::cuda::decode {
 namespace {
 
 constexpr uint32_t wanted_stage_bytes = 24 << 10;
@@ -69,7 +69,7 @@ class Planner {
   // Into how many clusters' jobs the keys of a head are cut: all clusters work, none without keys.
   int ways(const LayerShape& layer) const {
     if (layer.heads == 0) return 1;
-    const int units = rounded_up(layer.persistent, block_keys) + rounded_up(layer.sees.reach, tile_keys);
+    const int units = rounded_up(layer.persistent, block_keys) + rounded_up(layer.visibility.reach, tile_keys);
     return std::max(1, std::min(made_.machine.clusters / layer.heads, rounded_up(units, made_.machine.cluster)));
   }
 
@@ -125,7 +125,7 @@ class Planner {
     add(Kind::share, layer, job);
     const int part = way * cluster + rank, parts = ways * cluster;
     const Range blocks = vectors_of(l, way, rank, ways);
-    const Range tiles = share_of(rounded_up(l.sees.reach, tile_keys), part, parts);
+    const Range tiles = share_of(rounded_up(l.visibility.reach, tile_keys), part, parts);
     list_keys(layer, job, head, blocks, tiles);
     add(Kind::merge, layer, job);
     const Range outputs = share_of(shape_.hidden / 8, rank, cluster);
@@ -160,7 +160,7 @@ class Planner {
       item.count = std::min<int>(blocks.end - blocks.first, (space - context * near) / block_bytes(shape_));
       item.first = item.count ? blocks.first : 0;
       item.nearest = context ? tiles.first * tile_keys : 0;
-      item.near = context ? std::min(l.sees.reach, (tiles.first + context) * tile_keys) - item.nearest : 0;
+      item.near = context ? std::min(l.visibility.reach, (tiles.first + context) * tile_keys) - item.nearest : 0;
       give(item, head.persistent + size_t{block_bytes(shape_)} * item.first, size_t{block_bytes(shape_)} * item.count);
       if (l.distance_tables)
         give(item, head.distances + size_t{tile_bytes(shape_)} * tiles.first, size_t{tile_bytes(shape_)} * context);
@@ -225,7 +225,8 @@ std::string refusal(const Shape& shape, const Machine& machine, int rows) {
   for (const LayerShape& layer : shape.layers) {
     if (layer.heads < 0 || layer.heads > most_heads_of_a_layer)
       return "at most 64 heads in a layer, not " + std::to_string(layer.heads);
-    if (layer.heads && layer.sees.reach < 1) return "layers that see at least one key";
+    if (layer.visibility.bidirectional) return "layers of streams, not bidirectional ones";
+    if (layer.heads && layer.visibility.reach < 1) return "layers that see at least one key";
   }
   if (places_of(shape).bytes / 16 > UINT32_MAX) return "at most 64 GiB of weights";
   const Schedule made = Planner(shape, machine, rows).plan();
@@ -293,12 +294,12 @@ std::vector<Layer> layers_of(const Shape& shape, const Schedule& schedule) {
     layer.ways = schedule.ways[i];
     layer.persistent = l.persistent;
     layer.relative = l.distance_tables > 0;
-    layer.window = l.sees.window;
-    layer.segment = l.sees.segment;
-    layer.reach = l.sees.reach;
-    layer.first = l.sees.first;
-    layer.attended_zeros = l.sees.attended_zeros;
-    layer.capacity = l.sees.reach + l.sees.first;  // a row's own key never displaces one it sees
+    layer.window = l.visibility.window;
+    layer.segment = l.visibility.segment;
+    layer.reach = l.visibility.reach;
+    layer.first_distance = l.visibility.first_distance;
+    layer.attended_zeros = l.visibility.attended_zeros;
+    layer.capacity = l.visibility.reach + l.visibility.first_distance;  // a row's own key never displaces one it sees
     layer.norm_first = l.norm_first;
     layer.buffer = schedule.buffers[i];
     layer.norm_eps = l.norm_eps;
@@ -308,4 +309,4 @@ std::vector<Layer> layers_of(const Shape& shape, const Schedule& schedule) {
   return layers;
 }
 
-}  // namespace cuda::decode
+}  // namespace headcount::cuda::decode

@@ -6,7 +6,7 @@
 
 #include "cuda/decode/decode.h"
 
-namespace cuda::decode {
+namespace headcount::cuda::decode {
 namespace {
 
 class Validator {
@@ -112,7 +112,7 @@ class Validator {
     for (int job = 0; job < jobs; ++job) done.columns.emplace_back(job % ways == 0 ? 3 * tiles : tiles);
     done.outputs.assign(jobs, std::vector<int>(shape_.hidden / 8));
     done.vectors.assign(l.heads, std::vector<int>(rounded_up(l.persistent, block_keys)));
-    done.near.assign(l.heads, std::vector<int>(l.sees.reach));
+    done.near.assign(l.heads, std::vector<int>(l.visibility.reach));
     done.clusters.assign(jobs, -1);
     return done;
   }
@@ -205,7 +205,7 @@ class Validator {
     expect(item.nearest % tile_keys == 0, "a context that begins with a tile of distances", item.nearest);
     claim(done_[layer].near[item.head], item.nearest, item.near);
     // The row's own key is in the ring only after this launch; it is had from the project items of way 0.
-    const bool own_key = l.sees.first == 0 && item.near > 0 && item.nearest == 0;
+    const bool own_key = l.visibility.first_distance == 0 && item.near > 0 && item.nearest == 0;
     expect(!own_key || item.job % s_.ways[layer] == 0, "the row's own key where it is projected, in way 0",
            "another way");
     const size_t tile = depth * tile_keys * 2, block = depth * block_keys * 4;
@@ -276,4 +276,4 @@ void validate(const Shape& shape, const Places& places, const Schedule& schedule
   Validator(shape, places, schedule).run();
 }
 
-}  // namespace cuda::decode
+}  // namespace headcount::cuda::decode

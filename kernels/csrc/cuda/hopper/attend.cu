@@ -9,7 +9,7 @@
 #include "cuda/hopper/rows.h"
 #include "cuda/hopper/tile.h"
 
-namespace cuda {
+namespace headcount::cuda {
 namespace {
 
 constexpr int block_threads = 3 * hopper_group_threads;
@@ -118,14 +118,14 @@ DEVICE void attend_context(HopperRows& rows, const Attention& a, const HopperTil
   UNROLL
   for (int half = 0; half < 2; ++half) {
     const int time = tile.start + top + row_of_thread() + 8 * half;
-    newest[half] = time - a.sees.first;
-    seen[half] = time < tile.length ? keys_seen(a.sees, tile.position + time) : 0;
+    newest[half] = time - a.visibility.first_distance;
+    seen[half] = time < tile.length ? keys_seen(a.visibility, tile.position + time) : 0;
   }
   const float scale = log2e / sqrtf(float{hopper_width}), span = a.spans != nullptr ? a.spans[tile.head] : 0;
 
   const int first_time = tile.start + group_top;
-  const int oldest = tile.oldest(a.sees, first_time) - tile.earliest;
-  const int latest = min(first_time + hopper_group_rows, tile.length) - 1 - a.sees.first - tile.earliest;
+  const int oldest = tile.oldest(a.visibility, first_time) - tile.earliest;
+  const int latest = min(first_time + hopper_group_rows, tile.length) - 1 - a.visibility.first_distance - tile.earliest;
   const int begin = min(oldest / hopper_keys, tile.key_steps), end = latest < oldest ? begin : latest / hopper_keys + 1;
   const int late = tile.lead > 0 ? 0 : 1;  // a stage that has no distances is released when its values have been used
   const auto step_of = [&](int i) { return tile.vector_steps + i; };
@@ -167,7 +167,7 @@ DEVICE void attend_context(HopperRows& rows, const Attention& a, const HopperTil
       for (int n = 0; n < blocks; ++n) {
         UNROLL
         for (int e = 0; e < 4; ++e) {
-          const int distance = newest[e / 2] - (key + n * 8 + e % 2) + a.sees.first;
+          const int distance = newest[e / 2] - (key + n * 8 + e % 2) + a.visibility.first_distance;
           scores[n][e] *= ramp_of(static_cast<float>(distance), span, a.span_ramp);
           rows.kept[e / 2] += scores[n][e];
         }
@@ -295,4 +295,4 @@ void hopper_attend(const Attention& attention, const Sequences& several, const N
                                        : start_kernel<fp16>(attention, several, fresh, stream);
 }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

@@ -4,7 +4,7 @@
 
 #include "cuda/attention/attention.h"
 
-namespace cuda {
+namespace headcount::cuda {
 
 // Rows of a tile, from which NewRows is made for hopper_attend.
 constexpr int hopper_tile_rows = 128;
@@ -18,4 +18,4 @@ bool hopper_attend_fits(const Attention& attention, int tiles);
 // `attended` of the rows of `several`; of `attention` splits, states and scores are not used.
 void hopper_attend(const Attention& attention, const Sequences& several, const NewRows& fresh, Stream stream);
 
-}  // namespace cuda
+}  // namespace headcount::cuda

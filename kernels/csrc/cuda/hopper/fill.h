@@ -4,7 +4,7 @@
 
 #include "cuda/hopper/tile.h"
 
-namespace cuda {
+namespace headcount::cuda {
 
 DEVICE void fill_vectors(const TensorMap& keys, const TensorMap& values, const HopperTile& tile,
                          const HopperRing& ring) {
@@ -29,8 +29,8 @@ template <typename T>
 DEVICE void fill_context(const Attention& a, const NewRows& fresh, const HopperTile& tile, const HopperRing& ring) {
   constexpr int behind = 2;  // steps whose copies are under way while those of the next start
   const int piece = threadIdx.x % 8, first_row = threadIdx.x / 8;
-  const T* table =
-      static_cast<const T*>(a.distances) + int64_t{min(tile.head, a.distance_tables - 1)} * a.sees.reach * hopper_width;
+  const T* table = static_cast<const T*>(a.distances) +
+                   int64_t{min(tile.head, a.distance_tables - 1)} * a.visibility.reach * hopper_width;
   const int steps = tile.key_steps + tile.lead;
   for (int i = 0; i < steps; ++i) {
     const int step = tile.vector_steps + i;
@@ -53,7 +53,7 @@ DEVICE void fill_context(const Attention& a, const NewRows& fresh, const HopperT
       }
       if (tile.lead > 0) {
         const int near = tile.farthest - i * hopper_keys - row;
-        const bool there = near >= 0 && near < a.sees.reach;
+        const bool there = near >= 0 && near < a.visibility.reach;
         device::copy_16(piece_of(distances, row, piece), table + (there ? near : 0) * hopper_width + piece * 8, there);
       }
     }
@@ -68,4 +68,4 @@ DEVICE void fill_context(const Attention& a, const NewRows& fresh, const HopperT
   for (int i = max(steps - behind, 0); i < steps; ++i) ring.fill(tile.vector_steps + i);
 }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

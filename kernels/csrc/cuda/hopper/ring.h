@@ -4,7 +4,7 @@
 
 #include "cuda/hopper/hopper.h"
 
-namespace cuda {
+namespace headcount::cuda {
 
 template <int stages, int stage_bytes>
 struct StageRing {
@@ -41,4 +41,4 @@ struct StageRing {
   }
 };
 
-}  // namespace cuda
+}  // namespace headcount::cuda

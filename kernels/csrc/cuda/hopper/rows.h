@@ -7,7 +7,7 @@
 #include "cuda/fragments.h"
 #include "cuda/hopper/hopper.h"
 
-namespace cuda {
+namespace headcount::cuda {
 
 // Scores may pass the peak they are measured by so far, in units of log2, before everything is brought to a new one.
 constexpr float peak_slack = 8;
@@ -121,4 +121,4 @@ DEVICE void pack_weights(uint32_t (&packed)[blocks / 2][4], const float (&weight
   }
 }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

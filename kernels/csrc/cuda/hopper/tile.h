@@ -7,7 +7,7 @@
 #include "cuda/hopper/attend.h"
 #include "cuda/hopper/ring.h"
 
-namespace cuda {
+namespace headcount::cuda {
 
 constexpr int hopper_width = 64;  // numbers of a head: rows of 128 bytes, as the swizzle wants them
 constexpr int hopper_group_threads = 128;
@@ -43,17 +43,17 @@ struct HopperTile {
     packed = several.first_rows[sequence];
     ring = (several.slots[sequence] * a.heads + head) * a.capacity;
     offset = static_cast<int>(several.offsets[sequence] % a.capacity);
-    earliest = oldest(a.sees, start);
-    last = min(start + hopper_tile_rows, length) - 1 - a.sees.first;
-    farthest = start + hopper_tile_rows - 1 - a.sees.first - earliest;
+    earliest = oldest(a.visibility, start);
+    last = min(start + hopper_tile_rows, length) - 1 - a.visibility.first_distance;
+    farthest = start + hopper_tile_rows - 1 - a.visibility.first_distance - earliest;
     vector_steps = (a.persistent + hopper_vectors - 1) / hopper_vectors;
     key_steps = last < earliest ? 0 : (last - earliest) / hopper_keys + 1;
     lead = a.distance_tables > 0 && key_steps > 0 ? 2 : 0;
   }
 
   // The first key a row sees, never before that of the row before it.
-  DEVICE int oldest(const Sees& sees, int time) const {
-    return time - sees.first - keys_seen(sees, position + time) + 1;
+  DEVICE int oldest(const Visibility& visibility, int time) const {
+    return time - visibility.first_distance - keys_seen(visibility, position + time) + 1;
   }
   // In [rows, H, 64].
   DEVICE int64_t packed_row(const Attention& a, int time) const {
@@ -82,4 +82,4 @@ DEVICE unsigned char* piece_of(unsigned char* block, int row, int piece) {
   return block + row * 128 + ((piece ^ (row & 7)) << 4);
 }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

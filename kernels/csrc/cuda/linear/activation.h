@@ -4,7 +4,7 @@
 #include "cuda/device.h"
 #include "cuda/types.h"
 
-namespace cuda {
+namespace headcount::cuda {
 
 DEVICE float sigmoid(float x) { return 1.0f / (1.0f + device::exp2_fast(-1.4426950408889634f * x)); }
 
@@ -26,4 +26,4 @@ DEVICE float activate(Activation activation, float x) {
   return x;
 }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

@@ -7,7 +7,7 @@
 #include "cuda/attention/store.h"
 #include "cuda/rows.h"
 
-namespace cuda {
+namespace headcount::cuda {
 
 namespace few {
 
@@ -136,4 +136,4 @@ __global__ void __launch_bounds__(few::threads)
   }
 }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

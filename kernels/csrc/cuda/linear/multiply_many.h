@@ -5,7 +5,7 @@
 
 #include "cuda/rows.h"
 
-namespace cuda {
+namespace headcount::cuda {
 
 namespace many {
 
@@ -91,4 +91,4 @@ DEVICE void multiply_many(const Matrix<T>& x, const Matrix<T>& weight, int first
   }
 }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

@@ -6,7 +6,7 @@
 #include "cuda/linear/multiply_many.h"
 #include "cuda/rows.h"
 
-namespace cuda {
+namespace headcount::cuda {
 namespace {
 
 constexpr int most_few_rows = 64, most_rows_of_small_tiles = 1024;
@@ -201,4 +201,4 @@ void normalise_and_round(const float* x, int rows, int depth, const Norm& norm, 
   start_normalise(x, rows, depth, norm, static_cast<fp16*>(out), stream);
 }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

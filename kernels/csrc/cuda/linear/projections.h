@@ -6,7 +6,7 @@
 
 #include "cuda/types.h"
 
-namespace cuda {
+namespace headcount::cuda {
 
 // A LayerNorm of rows; gain nullptr: none.
 struct Norm {
@@ -61,4 +61,4 @@ void normalise(const float* x, int rows, int depth, const Norm& norm, float* out
 void normalise_and_round(const float* x, int rows, int depth, const Norm& norm, Number number, void* out,
                          Stream stream);
 
-}  // namespace cuda
+}  // namespace headcount::cuda

@@ -5,7 +5,7 @@
 #include "cuda/launch.h"
 #include "cuda/linear/multiply_many.h"
 
-namespace cuda {
+namespace headcount::cuda {
 namespace {
 
 constexpr int tile_rows = 64;
@@ -164,4 +164,4 @@ void score_words(const Words& words, Stream stream) {
   score_words_as<fp16>(words, stream);
 }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

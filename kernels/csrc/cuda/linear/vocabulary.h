@@ -5,7 +5,7 @@
 
 #include "cuda/types.h"
 
-namespace cuda {
+namespace headcount::cuda {
 
 // Into how many parts the words are cut, so that few rows still fill a GPU.
 int word_parts(int rows, int words);
@@ -24,4 +24,4 @@ struct Words {
 // logits = x · weightᵀ + bias
 void score_words(const Words& words, Stream stream);
 
-}  // namespace cuda
+}  // namespace headcount::cuda

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
-SIZES = ["rows", "capacity", "window", "segment", "reach", "first", "attended_zeros", "pitch", "splits", "ramp"]
+SIZES = ["rows", "capacity", "window", "segment", "reach", "first_distance", "attended_zeros", "pitch", "splits", "ramp"]
 
 
 @triton.jit
@@ -204,7 +204,7 @@ def attend_rows(
     window,
     segment,
     reach,
-    first,
+    first_distance,
     attended_zeros,
     pitch,
     splits,
@@ -235,7 +235,7 @@ def attend_rows(
     # Rows see nearness 0 .. limit - 1.
     place = position + time
     limit = tl.where(segment > 0, window + (place % tl.maximum(segment, 1)).to(tl.int32), reach)
-    before = tl.minimum(place - first + 1, reach).to(tl.int32)  # keys at positions of at least 0
+    before = tl.minimum(place - first_distance + 1, reach).to(tl.int32)  # keys at positions of at least 0
     limit = tl.where(attended_zeros != 0, limit, tl.minimum(limit, before))
     limit = tl.where(there, limit, 0)
 
@@ -253,14 +253,14 @@ def attend_rows(
     span = tl.load(spans + head) if SPANS else 0.0
 
     # Row `time` sees keys oldest .. newest; its scores by distance end, at nearness 0, in column reach - 1.
-    newest = time - first
+    newest = time - first_distance
     oldest = newest - limit + 1
-    last = tl.minimum(start + BM, length) - 1 - first  # what any row of the tile sees
+    last = tl.minimum(start + BM, length) - 1 - first_distance  # what any row of the tile sees
     earliest = tl.min(tl.where(limit > 0, oldest, last + 1), 0)
     width = pitch * 16
     skewed = scores
     if RELATIVE:
-        skewed += (head.to(tl.int64) * rows + packed + start) * width + (reach - 1 + first - start)
+        skewed += (head.to(tl.int64) * rows + packed + start) * width + (reach - 1 + first_distance - start)
     kept = total
     for block in range(-tl.cdiv(tl.maximum(-earliest, 0), BN), 0):
         j = block * BN + tl.arange(0, BN)
@@ -270,7 +270,7 @@ def attend_rows(
         k = load_matrix(past_keys + ring, slot, inside, D, D, DP)
         v = load_matrix(past_values + ring, slot, inside, D, D, DP)
         peak, total, kept, out = see_keys(
-            q, k, v, j, newest, oldest, skewed, width - 1, first, span, ramp, peak, total, kept, out, D, BM, RELATIVE, SPANS, False
+            q, k, v, j, newest, oldest, skewed, width - 1, first_distance, span, ramp, peak, total, kept, out, D, BM, RELATIVE, SPANS, False
         )
     new = (packed * heads + head) * D
     for block in range(tl.maximum(earliest, 0) // BN, (last + BN) // BN):
@@ -279,7 +279,7 @@ def attend_rows(
         k = load_matrix(keys + new, j, inside, heads * D, D, DP)
         v = load_matrix(values + new, j, inside, heads * D, D, DP)
         peak, total, kept, out = see_keys(
-            q, k, v, j, newest, oldest, skewed, width - 1, first, span, ramp, peak, total, kept, out, D, BM, RELATIVE, SPANS, False
+            q, k, v, j, newest, oldest, skewed, width - 1, first_distance, span, ramp, peak, total, kept, out, D, BM, RELATIVE, SPANS, False
         )
 
     share = kept + 1e-8 * total if SPANS else total

@@ -31,7 +31,7 @@ def attend_ring(
     window,
     segment,
     reach,
-    first,
+    first_distance,
     attended_zeros,
     pitch,
     splits,
@@ -72,9 +72,9 @@ def attend_ring(
     span = tl.load(spans + head) if SPANS else 0.0
 
     limit = tl.where(segment > 0, window + (position % tl.maximum(segment, 1)).to(tl.int32), reach)
-    before = tl.minimum(position - first + 1, reach).to(tl.int32)
+    before = tl.minimum(position - first_distance + 1, reach).to(tl.int32)
     limit = tl.where(attended_zeros != 0, limit, tl.minimum(limit, before))
-    newest = ((position - first + capacity) % capacity).to(tl.int32)  # the slot of nearness 0
+    newest = ((position - first_distance + capacity) % capacity).to(tl.int32)  # the slot of nearness 0
     if RELATIVE:
         last_score = scores + (head.to(tl.int64) * rows + row) * (pitch * 16) + (reach - 1)
     for start in range(part * chunk, tl.minimum(limit, (part + 1) * chunk), BN):
@@ -93,7 +93,7 @@ def attend_ring(
         fade = tl.math.exp2(peak - top)
         total = total * fade + tl.sum(p, 0)
         if SPANS:
-            p = p * tl.minimum(tl.maximum((1.0 - (near + first).to(tl.float32) + span) / ramp + 1.0, 0.0), 1.0)
+            p = p * tl.minimum(tl.maximum((1.0 - (near + first_distance).to(tl.float32) + span) / ramp + 1.0, 0.0), 1.0)
             kept = kept * fade + tl.sum(p, 0)
         out = out * fade + tl.sum(p[:, None] * v, 0)
         peak = top

@@ -1,23 +1,24 @@
-// attend_whole: rows of an encoder, packed without padding, each over all keys of its sequence.
+// attend_bidirectional: rows of an encoder, packed without padding, each over all keys of its sequence.
 #include "cuda/attention/attention.h"
 #include "cuda/attention/every_key.h"
 #include "cuda/launch.h"
 #include "cuda/sizes.h"
 
-namespace cuda {
+namespace headcount::cuda {
 namespace {
 
 // Blocks (tile of rows, head). At least one of them to a multiprocessor: for more, ptxas would spill.
 template <typename C>
-__global__ void __launch_bounds__(32 * C::warps, 1) whole_kernel(Attention a, Sequences whole, NewRows fresh) {
+__global__ void __launch_bounds__(32 * C::warps, 1)
+    bidirectional_kernel(Attention a, Sequences sequences, NewRows fresh) {
   using T = typename C::T;
   constexpr int width = C::width;
   device::wait_for_earlier_kernels();
   device::let_next_kernel_start();
   const int head = blockIdx.y, d = a.head_dim, sequence = fresh.tile_sequence[blockIdx.x];
   const int top = fresh.tile_row[blockIdx.x] + threadIdx.x / 32 * 16;  // the warp's first row
-  const int length = static_cast<int>(whole.lengths[sequence]);
-  const int64_t line = int64_t{a.heads} * d, start = whole.first_rows[sequence] * line + int64_t{head} * d;
+  const int length = static_cast<int>(sequences.lengths[sequence]);
+  const int64_t line = int64_t{a.heads} * d, start = sequences.first_rows[sequence] * line + int64_t{head} * d;
   State<width> states[1];
   State<width>& state = states[0];
   state.clear();
@@ -38,23 +39,25 @@ __global__ void __launch_bounds__(32 * C::warps, 1) whole_kernel(Attention a, Se
 }
 
 template <typename C>
-void start_whole(const Attention& attention, const Sequences& whole, const NewRows& fresh, Stream stream) {
+void start_bidirectional(const Attention& attention, const Sequences& sequences, const NewRows& fresh, Stream stream) {
   Launch launch;
-  launch.name = "whole_kernel";
+  launch.name = "bidirectional_kernel";
   launch.blocks_x = fresh.tiles;
   launch.blocks_y = attention.heads;
   launch.threads = 32 * C::warps;
   launch.shared_bytes = EveryKey<C>::bytes();
   launch.dependent = true;
-  start(launch, stream, whole_kernel<C>, attention, whole, fresh);
+  start(launch, stream, bidirectional_kernel<C>, attention, sequences, fresh);
 }
 
 }  // namespace
 
-void attend_whole(const Attention& attention, const Sequences& whole, const NewRows& fresh, Stream stream) {
+void attend_bidirectional(const Attention& attention, const Sequences& sequences, const NewRows& fresh, Stream stream) {
   if (fresh.tiles == 0 || attention.heads == 0) return;
-  const auto begin = [&](auto compiled) { start_whole<decltype(compiled)>(attention, whole, fresh, stream); };
+  const auto begin = [&](auto compiled) {
+    start_bidirectional<decltype(compiled)>(attention, sequences, fresh, stream);
+  };
   fresh.tile_rows == 16 ? with_sizes<1, 1>(attention, begin) : with_sizes<4, 1>(attention, begin);
 }
 
-}  // namespace cuda
+}  // namespace headcount::cuda

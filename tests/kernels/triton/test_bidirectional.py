@@ -1,4 +1,4 @@
-"""attend_whole and the activations against the float64 oracle, by the launcher that also serves a device."""
+"""attend_bidirectional and the activations against the float64 oracle, by the launcher that also serves a device."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 from engine_kernels import reference
 from engine_kernels.gpu_ops import Sequences
 from engine_kernels.testing import assert_close
+from engine_kernels.triton_ops.bidirectional import attend_bidirectional
 from engine_kernels.triton_ops.launch import Launcher, architecture
 from engine_kernels.triton_ops.ops import TritonOps
 from engine_kernels.triton_ops.projections import project
-from engine_kernels.triton_ops.whole import attend_whole
 from tests.oracle import bidirectional as oracle
 from tests.support.attention_cases import DEVICE, DTYPES, double
 
@@ -38,7 +38,7 @@ def compare(lengths: Sequence[int], heads: int, head_dim: int, dtype: str) -> No
     first_rows, counts, zeros = (torch.tensor(list(numbers), device=DEVICE) for numbers in (firsts, lengths, [0] * len(lengths)))
     out = torch.full(query.shape, torch.nan, device=DEVICE)
     sequences = Sequences(first_rows, counts, zeros, zeros, zeros)
-    attend_whole(launcher(), query, (keys[:, :, None], values[:, :, None]), sequences, np.array(lengths), out)
+    attend_bidirectional(launcher(), query, (keys[:, :, None], values[:, :, None]), sequences, np.array(lengths), out)
     for first, length in zip(firsts.tolist(), lengths, strict=True):
         given = [rows[first : first + length].transpose(0, 1)[None] for rows in (query, keys, values)]
         exact, plain = oracle.attend_bidirectional(*map(double, given)), reference.attend_bidirectional(*given)
@@ -84,7 +84,7 @@ def test_layers_of_one_batch_share_its_list_of_tiles() -> None:
     each = torch.tensor([0, 3], device=DEVICE)
     sequences, rows = Sequences(each, torch.tensor([3, 2], device=DEVICE), each, each, each), torch.zeros(5, 1, 8, device=DEVICE)
     for _ in range(2):
-        attend_whole(launcher(), rows, (rows, rows), sequences, np.array([3, 2]), rows)
+        attend_bidirectional(launcher(), rows, (rows, rows), sequences, np.array([3, 2]), rows)
         assert len(sequences.tiles) == 1
         sequence, row = next(iter(sequences.tiles.values()))
         assert sequence.tolist() == [0, 1] and row.tolist() == [0, 0]

@@ -1,4 +1,4 @@
-"""Attention of whole sequences, packed one after the other: every row sees every row of its own. Equation: ops.py, attend_whole."""
+"""Attention of whole sequences, packed one after the other: every row sees every row of its own. Equation: ops.py, attend_bidirectional."""
 
 import triton
 import triton.language as tl
@@ -7,7 +7,7 @@ from engine_kernels.triton_ops.device.attention import load_matrix, see_keys, st
 
 
 @triton.jit
-def attend_whole(
+def attend_bidirectional(
     query,  # [rows, H, D]
     keys,
     values,

@@ -43,7 +43,7 @@ def test_whole_sequences(heads: int, head_dim: int, lengths: tuple[int, ...], dt
     first_rows, counts = (torch.from_numpy(np.array(numbers, np.int64)).to(DEVICE) for numbers in (firsts, lengths))
     sequences = Sequences(first_rows, counts, first_rows, first_rows, first_rows)
     new = given[1][:, :, None], given[2][:, :, None]
-    found = double(kernels().attend_whole(given[0], new, sequences, np.array(lengths)))
+    found = double(kernels().attend_bidirectional(given[0], new, sequences, np.array(lengths)))
     for first, length in zip(firsts, lengths, strict=True):
         one = [tensor[first : first + length].transpose(0, 1)[None] for tensor in given]  # [1, H, T, D]
         exact, plain = oracle.attend_bidirectional(*map(double, one)), double(reference.attend_bidirectional(*one))
