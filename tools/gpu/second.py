@@ -10,6 +10,7 @@ from tools.gpu.steps import CUDA, LAYERS, PLAIN, PYTEST, TRITON, Step, checks, f
 
 TWENTY_TIMES = {"HEADCOUNT_REPEAT": "20"}
 NEVER = {"HEADCOUNT_HOPPER_ATTEND": "never"}
+EACH_LAYER = {"HEADCOUNT_DECODE_STEP": "never"}  # decode by kernels of each layer
 WATCHED = {  # as bench/suites/gpu/sanitize.py has them
     "HEADCOUNT_GPU_GRAPHS": "0",
     "HEADCOUNT_CUDA_PATIENCE": "120",
@@ -17,7 +18,6 @@ WATCHED = {  # as bench/suites/gpu/sanitize.py has them
     **PLAIN,
 }
 LARGE_BATCHES = ("--batch", "4", "--batch", "64", "--batch", "256")
-BEYOND_DECODE_STEP = ("--batch", "64", "--batch", "256")  # of kernels of each layer
 LARGE_ROWS = ("--rows", "3072", "--rows", "12288")
 MEMCHECK = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", "--target-processes", "all")
 SMOKE, HOPPER = f"{CUDA}/test_smoke.py", f"{CUDA}/test_hopper.py"
@@ -89,11 +89,12 @@ def smaller_and_smaller() -> list[Step]:
 
 
 def all_figures(*, hopper: bool, decode: bool) -> list[Step]:
-    """Where hopper_attend is red, of the kernels it stands for; where decode_step is, of batches it does not take."""
+    """Where hopper_attend or decode_step is red, of the kernels it stands for."""
     prefill = {} if hopper else NEVER
+    alone, batches = ({}, LARGE_BATCHES) if decode else (EACH_LAYER, ("--batch", "1", "--batch", "16", *LARGE_BATCHES))
     return [
         figures("card", "", 20),
-        figures("decode", "cuda", 30, *(LARGE_BATCHES if decode else BEYOND_DECODE_STEP), needs=("build", *LAYERS)),
+        figures("decode", "cuda", 30, *batches, needs=("build", *LAYERS), environment=alone),
         figures("decode", "triton", 30, *LARGE_BATCHES, needs=("triton",)),
         figures("attention", "cuda", 30, *LARGE_ROWS, needs=("build", "attend_rows"), environment=prefill),
         figures("attention", "triton", 30, *LARGE_ROWS, needs=("triton",)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from engine_kernels.gpu_ops import plain
 def build(stack: Stack, folded: Folded, limits: Limits) -> Runner:
     """A GpuRunner on limits.device; raises BackendUnavailable where the device is not there or the dtype is not run.
 
-    EngineError where HEADCOUNT_CUDA_PATIENCE is no time.
+    EngineError where HEADCOUNT_CUDA_PATIENCE is no time, or HEADCOUNT_DECODE_STEP is set to another word than never.
     """
     if limits.dtype not in CUDA_DTYPES:
         raise BackendUnavailable(Problem("dtype", " or ".join(CUDA_DTYPES) + " for backend cuda", limits.dtype))
@@ -74,7 +75,12 @@ class CudaRunner(GpuRunner):
 
 
 def _refusal(stack: Stack) -> str | None:
-    """Why the decode kernel is not for such models at all."""
+    """Why the decode kernel is not for such models at all; HEADCOUNT_DECODE_STEP=never keeps it from every model."""
+    word = os.environ.get("HEADCOUNT_DECODE_STEP")
+    if word == "never":
+        return "HEADCOUNT_DECODE_STEP=never"
+    if word is not None:
+        raise KernelError("HEADCOUNT_DECODE_STEP", "never, or not to be set", repr(word))
     if not stack.causal:
         return "it is for streams"
     if any(layer.feed_forward for layer in stack.layers):

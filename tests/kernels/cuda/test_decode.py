@@ -13,6 +13,7 @@ import torch
 
 from engine.backends.gpu.cuda import CudaRunner
 from engine.checkpoint import Checkpoint
+from engine.errors import EngineError
 from engine.spec import Cluster, Embedding, OutputCluster, Vocabulary
 from engine_kernels.cuda_decode import PATIENCE
 from engine_kernels.testing import difference
@@ -76,6 +77,19 @@ def test_what_it_does_not_run_says_why() -> None:
     assert "no feed-forward" in cuda_runner(feed_forward, "float16").describe()["decode"]
     bare = next(c for c in map(random_checkpoint, range(99)) if not c.spec.layers[0].feed_forward and c.spec.layers[0].attention.heads)
     assert "heads of 32, 64 or 128" in cuda_runner(bare, "float16").describe()["decode"]
+
+
+def test_it_can_be_kept_from_every_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case.of(rounded(wide(0), "float16"), "float16")
+    monkeypatch.setenv("HEADCOUNT_DECODE_STEP", "never")
+    runner = cuda_runner(case.checkpoint, "float16")
+    rows = engine_side.step(runner, [case.ids[:1]], [runner.open()], [0]).log_probs
+    assert difference(rows[0], case.exact.log_probs[0]) <= case.allowed
+    described = runner.describe()
+    assert "HEADCOUNT_DECODE_STEP=never" in described["decode"] and "decode_step" not in described["launches"]
+    monkeypatch.setenv("HEADCOUNT_DECODE_STEP", "sometimes")
+    with pytest.raises(EngineError, match="HEADCOUNT_DECODE_STEP"):
+        cuda_runner(case.checkpoint, "float16")
 
 
 def test_a_step_that_was_given_up_is_an_error_and_the_next_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
