@@ -116,8 +116,8 @@ def run(asked: CpuRequest, out: Path | None, *, quiet: bool) -> None:
                 found += bench.outcome.rows
                 bench.outcome = Outcome()
     print("\n".join(filter(None, (cpu_report.peers(found), cpu_report.targets(found)))))
-    if out is not None:
-        cpu_report.draw(rows.read_rows(out / FILE), out)
+    if out is not None and "growth" in asked.works:
+        cpu_report.draw(found, out)
     if failed:
         raise EngineError(["gates did not pass, and what they guard has no figure:", *failed])
 
