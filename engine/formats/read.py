@@ -13,6 +13,7 @@ from engine.formats.base import ConversionReport
 from engine.formats.heads import HeadChoice, cut_heads
 from engine.formats.source import Source, json_values, open_source
 from engine.formats.source_tokenizer import VOCABULARIES, vocabulary_tokenizer
+from engine.version import __version__
 
 CONVERTER_VERSION = 1  # raised when the same source would convert to something else
 
@@ -56,7 +57,7 @@ def convert_source(
     provenance = {
         "format": converter.name,
         "converter_version": CONVERTER_VERSION,
-        "headcount_version": _version(),
+        "headcount_version": __version__,
         "source": file.name,
         **({"sha256": source.sha256()} if hashed else {}),
         "options": given,
@@ -82,9 +83,3 @@ def _check(checkpoint: Checkpoint, source: str) -> None:
     if problems := checkpoint.spec.problems():
         raise ConversionError(problems, source=source, hint="the source describes a model that cannot be")
     validate(checkpoint.spec, checkpoint.weights, source=source)
-
-
-def _version() -> str:
-    from engine import __version__  # not at the top: engine/__init__ is still running when it imports this
-
-    return __version__
