@@ -261,5 +261,10 @@ def main() -> None:
     except EngineError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except ModuleNotFoundError as error:  # a suite compares with PyTorch, draws with matplotlib
+        if error.name is None or error.name.split(".")[0] in ("bench", "engine", "engine_kernels"):
+            raise
+        print(f"EngineError: {error.name} is not installed\n  pip install '.[bench]' in this checkout, or make setup", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

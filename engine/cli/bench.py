@@ -11,7 +11,14 @@ from rich.console import Console
 
 from engine.errors import EngineError
 
-app = typer.Typer(name="bench", help="Measure a model; a figure exists only after its correctness gate passed.", no_args_is_help=True)
+app = typer.Typer(
+    name="bench",
+    help="Measure a model; a figure exists only after its correctness gate passed.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain, as the other commands
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
 
 Source = Annotated[str, typer.Argument(metavar="MODEL", help="An engine directory, or any source `headcount convert` accepts.")]
 Backend = Annotated[str, typer.Option("--backend", help="auto, cuda, triton, cpu or torch.")]

@@ -255,4 +255,4 @@ def _print_scores(scores: list[list[float | None]]) -> None:
 
 def _require_torch() -> None:
     if find_spec("torch") is None:
-        raise EngineError("PyTorch is needed to rank and fine-tune and is not installed", hint="pip install headcount[prune]")
+        raise EngineError("PyTorch is needed to rank and fine-tune and is not installed", hint="pip install 'headcount[prune]'")

@@ -127,7 +127,7 @@ def _torch_load(path: Path, file: BinaryIO) -> Any:
         import torch
     except ImportError as error:
         raise ConversionError(
-            "PyTorch is needed to read this file and is not installed", source=path.name, hint="pip install headcount[torch]"
+            "PyTorch is needed to read this file and is not installed", source=path.name, hint="pip install 'headcount[torch]'"
         ) from error
     try:
         with warnings.catch_warnings():

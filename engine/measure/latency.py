@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.errors import EngineError
+from engine.errors import EngineError, InputError, Problem
 from engine.formats.open import open_checkpoint
 from engine.measure.clock import bar, percentiles
 from engine.measure.gate import LOG_PROB_LIMIT, Gate
@@ -83,6 +83,9 @@ def throughput_line(found: dict[str, Any]) -> str:
 
 def require_right(model: Model, lengths: Lengths) -> Gate:
     """The gate: tokens generated with the cache are those of the full forward pass, log-probabilities too; raises EngineError if not."""
+    if model.spec.task != "causal_lm":
+        expected = "a language model: what is timed is the generation of tokens"
+        raise InputError(Problem("model", expected, f"an encoder, task {model.spec.task}"), hint="python -m bench encoder times encoders")
     found = _generation_gate(model, lengths)
     if not found.passed:
         text = f"the gate did not pass, so nothing was timed: log-probabilities differ by {found.difference:.3g}, allowed {found.limit:.3g}"

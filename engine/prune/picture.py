@@ -19,7 +19,7 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise EngineError("matplotlib is needed for a picture and is not installed", hint="pip install headcount[prune]") from None
+        raise EngineError("matplotlib is needed for a picture and is not installed", hint="pip install 'headcount[prune]'") from None
     part = "test" if "test" in summary["dense"] else "dev"
     figure = Figure(figsize=(7.5, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)

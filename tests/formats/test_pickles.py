@@ -190,7 +190,7 @@ def test_without_torch_the_error_says_what_to_install(tmp_path: Path) -> None:
     found = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
     )
-    assert "pip install headcount[torch]" in found.stdout
+    assert "pip install 'headcount[torch]'" in found.stdout
 
 
 # --- one array

@@ -35,7 +35,7 @@ def _spans(labels: LabelSet, expected: Numbers, found: Numbers) -> dict[str, flo
     try:
         from seqeval.metrics import f1_score, precision_score, recall_score  # type: ignore[import-untyped]
     except ImportError:
-        raise EngineError("seqeval is needed to score spans and is not installed", hint="pip install headcount[prune]") from None
+        raise EngineError("seqeval is needed to score spans and is not installed", hint="pip install 'headcount[prune]'") from None
     truth, guess = ([[labels.names[number] for number in words] for words in numbers] for numbers in (expected, found))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a model that marks nothing has no precision: 0
