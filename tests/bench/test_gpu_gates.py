@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -15,12 +14,9 @@ import numpy as np
 import pytest
 
 from bench.suites.gpu.plan import SECTIONS, GpuRequest, Part
-from engine_kernels.backends import no_gpu
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'headcount[gpu]'", exc_type=ImportError)
 pytest.importorskip("engine_kernels._cuda_emulated", reason="the module _cuda_emulated is not built")
-if no_gpu() is not None:
-    os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Without a GPU the kernels run in Triton's interpreter, which is chosen before triton is first imported."""
+"""Without a GPU the kernels run in Triton's interpreter, which tests/conftest.py chooses before triton is first imported."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from engine_kernels.backends import no_gpu
 from tests.support.poison import poisoned_memory  # noqa: F401 (a fixture of all tests here)
-
-if no_gpu() is not None:
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture
