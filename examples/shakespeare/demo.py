@@ -13,13 +13,11 @@ from pathlib import Path
 import numpy as np
 
 import engine
+from engine.measure.clock import bar, interleaved, paired_ratio
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 OUT = ROOT / "build" / "demo"
-sys.path.insert(0, str(ROOT))  # bench is part of the source tree, not of the package
-
-from bench.core.timing import bar, interleaved, paired_ratio  # noqa: E402
 
 
 def main() -> int:

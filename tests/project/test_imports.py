@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -103,6 +104,20 @@ def test_every_pattern_matches_a_file() -> None:
     assert unmatched(pattern for patterns, _ in GROUPS.values() for pattern in patterns) == []
     assert unmatched(TORCH_FILES) == []
     assert unmatched(["engine/spec/*.py", "engine/nowhere/*.py"]) == ["engine/nowhere/*.py"]
+
+
+SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for top in ("examples", "tools") for path in (ROOT / top).rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", SCRIPTS)
+def test_what_a_script_imports_of_ours_is_there(file: str) -> None:
+    """Examples and tools, which no test imports."""
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in ("engine", "engine_kernels", "bench", "tests", "tools"):
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                compiled = alias.name.startswith("_")  # a module that not every installation has
+                assert compiled or hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}"), alias.name
 
 
 def unmatched(patterns: Iterable[str]) -> list[str]:
