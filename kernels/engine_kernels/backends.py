@@ -129,6 +129,8 @@ def _probe_triton(wanted: Wanted) -> str | None:
     if any(importlib.util.find_spec(module) is None for module in ("torch", "triton")):
         return "PyTorch and Triton are not both installed: pip install 'headcount[gpu]'"
     if interpreted():
+        if not wanted.named:
+            return "Triton's interpreter (TRITON_INTERPRET) is for tests: it runs when named, backend='triton'"
         if wanted.device not in ("auto", "cpu"):
             return f"Triton's interpreter (TRITON_INTERPRET) runs on the CPU, and device={wanted.device!r} was asked for"
         wrong = "Triton's interpreter (TRITON_INTERPRET) computes bfloat16 wrongly: use float32 or float16"

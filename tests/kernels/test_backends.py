@@ -25,6 +25,16 @@ def test_one_entry_makes_a_tried_backend_the_automatic_choice(monkeypatch: pytes
     assert choice.name != "cuda" and "float16" in dict((r.name, r.reason) for r in choice.refusals)["cuda"]
 
 
+def test_the_interpreter_is_no_automatic_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed: pip install 'headcount[gpu]'", exc_type=ImportError)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setitem(backends.TRIED, "triton", "gpu.json")
+    choice = resolve("auto", Wanted(dtype="float32"))
+    assert choice.name != "triton"
+    assert "TRITON_INTERPRET" in dict((r.name, r.reason) for r in choice.refusals)["triton"]
+    assert resolve("triton", Wanted(dtype="float32")).name == "triton"
+
+
 def test_what_is_called_tried_has_its_rows_and_readme_says_the_same() -> None:
     """The support table's columns follow TRIED, whose entries name files of bench/results."""
     assert [file for file in backends.TRIED.values() if file is not None and not (ROOT / "bench" / "results" / file).is_file()] == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from tools.gpu import __main__ as script
+from tools.gpu import build, report
 from tools.gpu import run as runner
 from tools.gpu.processes import End
 from tools.gpu.report import FILES, outcome
@@ -73,6 +76,10 @@ def alive(word: str) -> list[str]:
     return found
 
 
+OWN = "import pathlib, sys; o = pathlib.Path(sys.argv[1]); (o / 'gpu.log').write_text('its log'); "
+OWN += "(o / 'counters-decode_step.txt').write_text('first ' + 'y' * 400_000 + ' last'); print('its words')"
+
+
 def test_faults_are_contained_and_reported_and_later_steps_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +94,7 @@ def test_faults_are_contained_and_reported_and_later_steps_run(
         says("build", "build", "print('compiled')", file="build.log"),
         *(replace(step, limit=9) if step.name.endswith("hang") else step for step in planted()),
         says("loud", "hunt", "print('x' * 2**20, 'the end')"),
+        Step("files of its own", "hunt", ("{python}", "-c", OWN, "{own}"), 30),
         says("no figure", "figures", "print('none')"),
         says("needs a red family", "figures", "print('never')", needs=("build", "planted")),
         says("a tool that is not here", "hunt", "", needs=("build",)),
@@ -116,6 +124,9 @@ def test_faults_are_contained_and_reported_and_later_steps_run(
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
     log = (out / "log.txt").read_text(encoding="utf-8")
     assert "done aside" in log and "bytes left out" in log and "the end" in log and len(log) < 2**20
+    own = log.split("=== files of its own")[1].split("=== no figure")[0]
+    parts = ("its words", "--- counters-decode_step.txt\nfirst", "bytes left out", " last", "--- gpu.log\nits log")
+    assert sorted(own.index(part) for part in parts) == [own.index(part) for part in parts] and 100_000 < len(own) < 101_000
     assert "test_hang" in log and "Fatal Python error" not in log.split("planted: test_crash")[0]
     assert (out / "facts.txt").read_text().endswith("one fact\n") and "compiled" in (out / "build.log").read_text()
     assert json.loads((out / "gpu.json").read_text()) == {"figures": figure} and "| copy |" in (out / "gpu.md").read_text()
@@ -147,6 +158,47 @@ def test_a_gpu_that_does_not_answer_is_asked_before_each_step(tmp_path: Path, mo
     ]
 
 
+def test_what_stands_in_for_a_red_build_is_waited_for(tmp_path: Path) -> None:
+    slow = "import time; time.sleep(2)"
+    table = [says(name, "build", slow, background=True, instead=instead) for name, instead in (("native", "build"), ("other", ""))]
+    for code, order in ((1, ["build", "native", "triton", "other"]), (0, ["build", "triton", "native", "other"])):
+        steps = [*table, says("build", "build", f"raise SystemExit({code})"), says("triton", "smoke", "")]
+        script.run(steps, tmp_path / str(code), HERE, "first", {})
+        summary = json.loads((tmp_path / str(code) / "summary.json").read_text(encoding="utf-8"))
+        assert [step["name"] for step in summary["steps"]] == order
+
+
+def test_a_folder_that_is_a_mount_is_written_straight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def apart(*_: object) -> None:
+        raise OSError(number, "planted")
+
+    monkeypatch.setattr(os, "replace", apart)
+    (tmp_path / "out").mkdir()
+    number = errno.EXDEV
+    report.write(tmp_path / "out" / "smoke.md", "whole")
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["whole"]
+    number = errno.ENOSPC
+    with pytest.raises(OSError, match="planted"):
+        report.write(tmp_path / "out" / "smoke.md", "other")
+
+
+def test_an_older_scikit_build_core_passes_over_its_version() -> None:
+    assert build.older("0.12.2") == ["--config-settings=minimum-version=0.12.2"] and build.older("1.0") == build.older("1.2.3") == []
+
+
+@pytest.mark.parametrize(
+    ("libraries", "targets", "words"),
+    [
+        ("libstdc++.so.6 => /lib/libstdc++.so.6\nlibc.so.6", ["sm_90a"], []),
+        ("libcuda.so.1 => not found", ["sm_90a"], ["libcuda.so"]),
+        ("libcudart.so.13 => /lib/libcudart.so.13", ["compute_90", "sm_80"], ["libcudart", "compute_90"]),
+    ],
+)
+def test_a_module_for_another_gpu_or_with_other_libraries_is_objected_to(libraries: str, targets: list[str], words: list[str]) -> None:
+    found = build.objections(libraries, targets, "90a-real")
+    assert len(found) == len(words) and all(word in line for word, line in zip(words, found, strict=True))
+
+
 def test_every_test_a_table_names_exists() -> None:
     steps = [*FIRST, *planted(), *every_branch(GREEN)]
     named = {part for step in steps for part in step.command if part.startswith(("tests/", "tools/"))}
@@ -165,7 +217,8 @@ def test_a_red_family_gets_its_part_of_the_second_command(family: str) -> None:
     failing = "tests/kernels/cuda/test_smoke.py::test_project[8-bfloat16]"
     red = second(Before({**GREEN.green, family: False}, {family: failing}))
     names = [step.name for step in red]
-    assert names[-1] != "tests, triton" and "tests, triton" in [step.name for step in second(GREEN)]
+    assert not {"tests, triton", "memcheck"} & set(names)
+    assert [step.name for step in second(GREEN)][-2:] == ["tests, triton", "memcheck"]
     hunts = [step for step in red if step.kind == "hunt"]
     if family in ("decode_step", "hopper_attend"):
         assert all(family in step.name for step in hunts) and hunts
@@ -181,9 +234,22 @@ def test_without_a_build_triton_runs_alone() -> None:
 
 def test_the_second_command_needs_the_first_ones_folder(tmp_path: Path) -> None:
     command = ["sh", str(ROOT / "tools" / "gpu.sh"), "second", "out"]
-    done = subprocess.run(command, cwd=tmp_path, env={"PYTHON": sys.executable, "PATH": "/bin:/usr/bin"}, capture_output=True, text=True)
+    environment = {"PYTHON": sys.executable, "PATH": "/bin:/usr/bin", "TMPDIR": str(tmp_path)}  # a machine without a first command
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and "--from: expected the folder of the first command" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_second_command_finds_what_the_first_left_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "FOLDER", tmp_path / "own")
+    monkeypatch.setattr(script, "FIRST", [says("build", "build", ""), says("triton", "smoke", "raise SystemExit(1)", family="triton")])
+    seen: list[Before] = []
+    monkeypatch.setattr(script, "second", lambda before: seen.append(before) or [])
+    monkeypatch.setenv("HEADCOUNT_GPU_CWD", str(tmp_path))
+    for command in ("first", "second"):
+        monkeypatch.setattr(sys, "argv", ["tools.gpu", command, "out"])
+        script.main()
+    assert [before.green for before in seen] == [{"build": True, "triton": False}]
 
 
 @pytest.mark.parametrize(

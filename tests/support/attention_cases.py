@@ -124,9 +124,10 @@ def ring(case: Case, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tenso
     """The W rows [B, H, W, D], oldest first, that a row at positions [B] sees, as a ring with NaN in the slots it must not read."""
     capacity = case.visibility.reach + case.capacity
     slots = torch.full((*rows.shape[:2], capacity, rows.shape[3]), torch.nan, dtype=rows.dtype, device=rows.device)
-    for b, position in enumerate(positions.tolist()):
-        for near in range(case.visibility.reach):
-            slots[b, :, (position - case.first_distance - near) % capacity] = rows[b, :, case.visibility.reach - 1 - near]
+    near = torch.arange(case.visibility.reach, device=rows.device)
+    places = (positions[:, None] - case.first_distance - near) % capacity  # [B, W], the newest first
+    sequences = torch.arange(len(positions), device=rows.device)[:, None]
+    slots.transpose(1, 2)[sequences, places] = rows[:, :, : case.visibility.reach].flip(2).transpose(1, 2)
     return slots
 
 

@@ -6,11 +6,13 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tools.gpu.build import FOLDER
 from tools.gpu.report import FILES, Report
 from tools.gpu.run import Runner, Way
 from tools.gpu.second import Before, every_branch, second
@@ -25,7 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="sh tools/gpu.sh", description=__doc__)
     parser.add_argument("command", choices=SECONDS)
     parser.add_argument("out", type=Path, help="a folder for at most eight files, which are written anew")
-    parser.add_argument("--from", dest="before", type=Path, help="second: the folder of the first")
+    parser.add_argument("--from", dest="before", type=Path, help="second: the folder of the first; else what it left on this machine")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU, with faults planted")
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file behind
@@ -35,15 +37,22 @@ def main() -> int:
     way = Way(SECONDS[options.command])
     if options.rehearse:
         way = Way(REHEARSAL, SLOWER, rehearse=True, modules=("emulated",), trapping="emulated")
+    kept = FOLDER / ("first-rehearsal" if options.rehearse else "first")
     known: Mapping[str, bool] = {}
     if options.command == "first":
         table = [*FIRST, *planted()] if options.rehearse else list(FIRST)
     else:
-        if options.before is None:
-            parser.error("second: --from: expected the folder of the first command, found none")
-        before = Before.of(json.loads((here / options.before / "summary.json").read_text(encoding="utf-8")))
+        summary = (here / options.before if options.before else kept) / "summary.json"
+        if not summary.exists():
+            parser.error(f"second: --from: expected the folder of the first command, found no {summary}")
+        before = Before.of(json.loads(summary.read_text(encoding="utf-8")))
         table, known = (every_branch if options.rehearse else second)(before), before.green
-    return run(table, out, way, options.command, known)
+    try:
+        return run(table, out, way, options.command, known)
+    finally:
+        if options.command == "first" and (out / "summary.json").exists():  # OUT may be empty again when the second starts
+            kept.mkdir(parents=True, exist_ok=True)
+            shutil.copy(out / "summary.json", kept)
 
 
 def run(table: Sequence[Step], out: Path, way: Way, command: str, known: Mapping[str, bool]) -> int:

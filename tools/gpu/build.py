@@ -7,6 +7,7 @@ PYTHONPATH it comes from there, compiled modules included. What was built of the
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from tests.kernels.cuda.machine_code import find_cuobjdump, targets_in
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(tempfile.gettempdir()) / f"headcount-gpu-{hashlib.sha256(bytes(ROOT)).hexdigest()[:8]}"
@@ -44,6 +47,8 @@ def main(way: str) -> None:
         sys.exit(f"build: expected {' and '.join(modules)} from {target}, found {strange}: uninstall headcount from this Python")
     stamp.write_text(state(options))
     print(f"build: {' and '.join(modules)} load from {target}")
+    for module in (file for name, file in zip(modules, found, strict=True) if name == "_cuda"):
+        _look_into(module, options)
 
 
 def state(options: dict[str, str]) -> str:
@@ -70,9 +75,33 @@ def _install(way: str, options: dict[str, str], target: Path) -> None:
     ]
     command += [f"--config-settings=build-dir={FOLDER / f'{way}.build'}"]
     command += [f"--config-settings=cmake.define.{name}={value}" for name, value in options.items()]
+    command += older(importlib.metadata.version("scikit-build-core"))
     environment = {"CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1), **os.environ}
     if code := subprocess.run([*command, "--target", str(target), "."], cwd=ROOT, env=environment).returncode:
         sys.exit(f"build: pip ended with {code}")
+
+
+def older(version: str) -> list[str]:
+    """What makes a scikit-build-core before 1.0, which builds the project too, pass over the version that pyproject.toml asks for."""
+    return [f"--config-settings=minimum-version={version}"] if int(version.split(".")[0]) < 1 else []
+
+
+def objections(libraries: str, targets: list[str], architectures: str) -> list[str]:
+    """What is wrong with a module of CUDA kernels. libraries: what ldd says of it; targets: what it holds code for."""
+    wrong = [f"it needs {name}, which belongs to the driver or is linked in" for name in ("libcuda.so", "libcudart") if name in libraries]
+    asked = sorted(f"sm_{name.removesuffix('-real')}" for name in architectures.split(";"))
+    return wrong + ([] if targets == asked else [f"it holds code for {targets}, and {asked} was asked for"])
+
+
+def _look_into(module: str, options: dict[str, str]) -> None:
+    """Said and no more: what does not load or does not run shows by itself."""
+    if (cuobjdump := find_cuobjdump()) is None or shutil.which("ldd") is None:
+        print("build: _cuda was not looked into: cuobjdump or ldd is not here")
+        return
+    libraries = subprocess.run(["ldd", module], stdout=subprocess.PIPE, text=True).stdout
+    targets = sorted(set(targets_in(cuobjdump, Path(module))))  # of each source file
+    wrong = objections(libraries, targets, options["HEADCOUNT_CUDA_ARCHITECTURES"])
+    print(f"build: _cuda holds code for {', '.join(targets)}; {'; '.join(['WRONG', *wrong]) if wrong else 'it is as asked'}")
 
 
 def _import(modules: tuple[str, ...], target: Path) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import time
 import xml.etree.ElementTree as xml
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ ALLOWED_SKIPS = ("there is a GPU", "a GPU records its own steps", "the module _c
 SUCCESS = ("smoke", "replays")
 FILES = ("facts.txt", "build.log", "log.txt", "smoke.md", "junit.xml", "gpu.json", "gpu.md", "summary.json")
 TEST = re.compile(rb"^((?:tests|tools)/\S+\.py::\w+(?:\[.*?\](?=\s|$))?)", re.MULTILINE)  # as pytest -v names them
+MOUNTED = (errno.EXDEV, errno.EACCES, errno.EROFS)  # where the folder is a file system of its own, or nothing may stand beside it
 Case = tuple[str, str]  # a test, and what it says
 
 
@@ -192,7 +195,14 @@ def _suite(result: Result) -> xml.Element:
 
 
 def write(file: Path, text: str) -> None:
-    """A whole file or the one before it, never a part; what is not yet whole stands beside the folder."""
+    """A whole file or the one before it, never a part; what is not yet whole stands beside the folder, where that can be."""
     unfinished = file.parent.with_name(f"{file.parent.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, file)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, file)
+    except OSError as error:
+        if error.errno not in MOUNTED:
+            raise
+        file.write_text(text, encoding="utf-8")
+        with suppress(OSError):
+            unfinished.unlink()

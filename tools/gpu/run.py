@@ -17,6 +17,7 @@ from tools.gpu.report import Report, Result, outcome
 from tools.gpu.steps import Step
 
 MOST_LOG = 300_000  # bytes of one step's words that are kept, from their start and from their end
+MOST_FILE = 100_000  # and of each file of text that its own process wrote
 LEFT = 5.0  # seconds before the end in which no step starts
 PROBE = 5.0
 SPARE = 4.0  # seconds before its limit in which the benchmark ends its own processes
@@ -50,8 +51,10 @@ class Runner:
     def run(self, table: Sequence[Step]) -> None:
         try:
             for _, group in itertools.groupby(table, key=lambda step: step.together or id(step)):
-                self._group(list(group))
-                for aside in [aside for aside in self._background if aside[1].is_over(aside[3])]:
+                steps = list(group)
+                self._group(steps)
+                red = {step.name for step in steps if not self._report.is_green(step.name)}
+                for aside in [aside for aside in self._background if aside[0].instead in red or aside[1].is_over(aside[3])]:
                     self._background.remove(aside)
                     self._finish(*aside)
             while self._background:
@@ -133,13 +136,21 @@ class Runner:
     def _words(self, step: Step, own: Path) -> bytes:
         """What a step said, put into its file where it is not there yet; the file keeps its start and its end where it is too much."""
         file, words = self._out / step.file, own / "words"
-        if words.exists():
-            with file.open("ab") as kept:
+        with file.open("ab") as kept:
+            if words.exists():
                 kept.write(words.read_bytes())
+            for text in sorted([*own.glob("*.log"), *own.glob("*.txt")]):
+                kept.write(f"\n--- {text.name}\n".encode() + clipped(text.read_bytes(), MOST_FILE))
         whole = file.read_bytes()
         start = whole.rfind(f"\n=== {step.name}, limit ".encode())
         said = whole[start:]
         if len(said) > MOST_LOG:
-            cut = b"\n... %d bytes left out ...\n" % (len(said) - MOST_LOG)
-            file.write_bytes(whole[:start] + said[: MOST_LOG // 2] + cut + said[-MOST_LOG // 2 :])
+            file.write_bytes(whole[:start] + clipped(said, MOST_LOG))
         return said
+
+
+def clipped(words: bytes, most: int) -> bytes:
+    """The start and the end of what is too much."""
+    if len(words) <= most:
+        return words
+    return words[: most // 2] + b"\n... %d bytes left out ...\n" % (len(words) - most) + words[-most // 2 :]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tools.gpu.steps import CUDA, LAYERS, PLAIN, PYTEST, TRITON, Step, checks, figures, python
+from tools.gpu.steps import CUDA, LAYERS, NICE, PLAIN, PYTEST, TRITON, Step, checks, figures, python
 
 TWENTY_TIMES = {"HEADCOUNT_REPEAT": "20"}
 NEVER = {"HEADCOUNT_HOPPER_ATTEND": "never"}
@@ -54,7 +54,7 @@ def second(before: Before) -> list[Step]:
         return [python("build without CUDA", "build", 60, "tools.gpu.build", "native", file="build.log"), *triton_alone()]
     red, steps = before.red, [python("build", "build", 90, "tools.gpu.build", "{build}", file="build.log")]
     if "hopper_attend" in red:
-        steps.insert(0, python(TRAPPING, "build", 150, "tools.gpu.build", "{trapping}", background=True))
+        steps.insert(0, Step(TRAPPING, "build", (*NICE, "{python}", "-m", "tools.gpu.build", "{trapping}"), 150, background=True))
     for family in red:
         if family in LAYERS:
             steps += hunt(family, before.failing.get(family, f"{SMOKE}::test_{family}"))
@@ -105,13 +105,14 @@ def all_figures(*, hopper: bool, decode: bool) -> list[Step]:
 
 
 def long_ones() -> list[Step]:
-    """Where everything is green: memory, counters of one launch, and Triton's other tests."""
+    """Where everything is green: a barrier of a whole grid, counters of one launch, Triton's other tests, then memory."""
     check = ("{python}", "-m", "bench", "sanitize", "--tool", "memcheck", "--minutes", "{minutes}", "--out", "{own}")
     files = [f"--ignore={TRITON}/test_{name}.py" for name in ("ahead", "tiles", "smoke", "replays")]  # compile for long, or have run
     return [
-        Step("memcheck", "hunt", check, 60, needs=("build",)),
-        figures("counters", "", 30, needs=("build",)),
+        figures("barrier", "", 20),
+        figures("counters", "", 60, needs=("build",)),
         checks("tests, triton", "tests", "triton", 120, TRITON, *files, "-n", "8"),
+        Step("memcheck", "hunt", check, 60, needs=("build",)),
     ]
 
 
@@ -119,8 +120,8 @@ def triton_alone() -> list[Step]:
     """Where there is no module of CUDA kernels."""
     timed = (("decode", ("--batch", "1", "--batch", "16", *LARGE_BATCHES)), ("attention", LARGE_ROWS), ("score", ()))
     return [
-        checks("triton", "smoke", "triton", 60, f"{TRITON}/test_smoke.py", needs=()),
-        checks("replays, triton", "replays", "triton", 30, f"{TRITON}/test_replays.py", needs=()),
+        checks("triton", "smoke", "triton", 60, f"{TRITON}/test_smoke.py", "-n", "8", needs=()),
+        checks("replays, triton", "replays", "triton", 45, f"{TRITON}/test_replays.py", "-n", "4", needs=()),
         figures("card", "", 20),
         *(figures(section, "triton", 40, *options, needs=("triton",)) for section, options in timed),
         figures("attention", "torch", 30, *LARGE_ROWS),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 CUDA, TRITON = "tests/kernels/cuda", "tests/kernels/triton"
 PYTEST = ("{python}", "-m", "pytest", "-v", "--tb=short", "-rs", "-p", "no:cacheprovider", "--junitxml={own}/junit.xml")
+NICE = ("nice", "-n", "19")  # in the background of a build that everything waits for
 BENCH = ("{python}", "-m", "bench", "gpu", "--out", "{own}", "--minutes", "{minutes}")
 PLAIN = {"HEADCOUNT_CUDA_PLAIN": "1"}  # one kernel after the other, each named and waited for
 
@@ -20,8 +21,8 @@ class Step:
     """kind: facts, build, smoke, replays, tests, figures, hunt or planted; smoke and replays are what success means.
 
     family: the kernels a red step speaks of. needs: families, and the step `build`, that must be green for it to start.
-    together: steps of one such name, next to each other, run at the same time; background: it is waited for at the end only; trapping:
-    with the module whose waits end.
+    together: steps of one such name, next to each other, run at the same time; background: it is waited for at the end only, or as soon as
+    the step named by `instead` is not green; trapping: with the module whose waits end.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Step:
     environment: Mapping[str, str] = field(default_factory=dict)
     together: str = ""
     background: bool = False
+    instead: str = ""
     trapping: bool = False
     file: str = "log.txt"
 
@@ -66,12 +68,12 @@ LAYERS = tuple(SMOKE)  # what a model's layers, one kernel after the other, and 
 
 def smoke(family: str, how: str, **more: object) -> Step:
     selection = [f"{CUDA}/test_smoke.py::{test}" for test in SMOKE[family]]
-    return checks(f"{family}, {how}", "smoke", family, 15, *selection, **more)  # type: ignore[arg-type]
+    return checks(f"{family}, {how}", "smoke", family, 20, *selection, **more)  # type: ignore[arg-type]
 
 
 def decode(how: str, **more: object) -> Step:
     """Without a graph."""
-    return checks(f"decode_step, {how}", "smoke", "decode_step", 15, f"{CUDA}/test_smoke.py::test_decode_step", **more)  # type: ignore[arg-type]
+    return checks(f"decode_step, {how}", "smoke", "decode_step", 20, f"{CUDA}/test_smoke.py::test_decode_step", **more)  # type: ignore[arg-type]
 
 
 ALONE = ("test_decode.py", "test_hopper.py", "test_replays.py", "test_smoke.py")  # steps of their own
@@ -91,16 +93,16 @@ def hopper() -> tuple[Step, ...]:
 
 FIRST: tuple[Step, ...] = (
     python("facts", "facts", 15, "tools.gpu.facts", file="facts.txt"),
-    Step("build without CUDA, Triton's cache", "build", ("sh", "-c", WARM), 150, background=True),
+    Step("build without CUDA, Triton's cache", "build", (*NICE, "sh", "-c", WARM), 150, background=True, instead="build"),
     python("build", "build", 90, "tools.gpu.build", "{build}", file="build.log"),
     python("facts, built", "facts", 15, "tools.gpu.facts", "built", file="facts.txt"),
     *(smoke(family, "plain", environment=PLAIN) for family in SMOKE),
-    checks("triton", "smoke", "triton", 40, f"{TRITON}/test_smoke.py", needs=()),
+    checks("triton", "smoke", "triton", 60, f"{TRITON}/test_smoke.py", "-n", "8", needs=()),
     decode("plain", environment=PLAIN),
     *(smoke(family, "dependent", together="dependent") for family in SMOKE),
     decode("dependent"),
     checks("replays, cuda", "replays", "replays", 25, f"{CUDA}/test_replays.py"),
-    checks("replays, triton", "replays", "triton", 20, f"{TRITON}/test_replays.py", needs=()),
+    checks("replays, triton", "replays", "triton", 45, f"{TRITON}/test_replays.py", "-n", "4", needs=()),
     checks("tests, cuda", "tests", "tests", 75, *EVERY_TEST),
     checks("tests, decode_step alone", "tests", "decode_step", 30, f"{CUDA}/test_decode.py"),
     figures("card", "", 20),

@@ -17,6 +17,11 @@ by_rows = pytest.mark.parametrize("rows", [1, 5])
 by_model = pytest.mark.parametrize("model", ["published", "random"])
 
 
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> None:
+    """Memory as it is: kernels follow one another as in use, with none between them that fills it."""
+
+
 def by_layer() -> GpuRunner:
     """A model that decode_step refuses: heads of 8."""
     return runner_of(rounded(random_checkpoint(13), "float16"), "float16")

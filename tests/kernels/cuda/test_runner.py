@@ -21,6 +21,7 @@ from engine.backends.plan import compile_stack
 from engine.backends.runner import Limits
 from engine.checkpoint import Checkpoint
 from engine.loading import open_checkpoint
+from engine_kernels import backends
 from engine_kernels.backends import Wanted, no_gpu, resolve
 from engine_kernels.errors import KernelError
 from engine_kernels.testing import EPS, difference, tolerance
@@ -86,7 +87,8 @@ def test_keeps_to_the_oracle(seed: int) -> None:
         assert difference(head[: len(exact)], exact) <= case.allowed
 
 
-def test_is_loaded_by_name_and_explains_itself() -> None:
+def test_is_loaded_by_name_and_explains_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backends.TRIED, "cuda", None)
     ids = np.arange(9)[None] % 7
     with engine.load(FIXTURES / "txl" / "model.pt", backend="cuda") as model:
         explained = model.explain()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -102,7 +101,7 @@ def encoder(launch: Launcher, heads: int, dtype: torch.dtype, rows: int) -> None
         project(launch, hidden, empty(4 * HIDDEN, HIDDEN), empty(4 * HIDDEN), activation=activation, dtype=dtype)
 
 
-CALLS: tuple[Callable[[Launcher], None], ...] = (
+CALLS: tuple[partial[None], ...] = (
     *(partial(attention, heads=3, dtype=torch.bfloat16, rows=rows, shared=shared) for rows in (1, 64, 600) for shared in (False, True)),
     *(partial(attention, heads=3, dtype=torch.float32, rows=rows) for rows in (1, 600)),
     *(partial(layer, heads=3, dtype=torch.bfloat16, rows=rows) for rows in (1, 64, 600)),

