@@ -95,17 +95,21 @@ class Model:
         self._require_positions([rows[0]], "ids")
         return scoring.log_probs(self._executor, rows, progress)
 
-    def score(self, ids: Any, *, segment: int | None = None, progress: Progress | None = None) -> Score:
+    def score(self, ids: Any, *, segment: int | None = None, stride: int | None = None, progress: Progress | None = None) -> Score:
         """ids [B, T], or B lists of any length → Score(token_nll [B, T-1], mean, ppl), in nats; mean is over all tokens.
 
         token_nll[:, t] = -log p(ids[:, t+1] | ids[:, :t+1]); NaN past each end. segment: tokens fed at a time, which changes no result.
+        stride: windows of as many tokens as the model has positions start `stride` tokens apart, and a token is predicted from those
+        before it in the first window that holds it. Without it a sequence longer than the positions raises InputError.
         """
         self._require_language_model("score")
         if segment is not None and (isinstance(segment, bool) or not isinstance(segment, int) or segment < 1):
             raise InputError(Problem("segment", "an integer of at least 1, or None", repr(segment)))
         rows = token_rows(ids, self.spec.vocab)
-        self._require_positions([row[:-1] for row in rows], "ids")  # the last token is only predicted
-        return scoring.score(self._executor, rows, segment or CHUNK, progress)
+        if stride is None:
+            hint = "stride=N (headcount score --stride N) scores longer texts in windows"
+            self._require_positions([row[:-1] for row in rows], "ids", hint)  # the last token is only predicted
+        return scoring.score(self._executor, rows, segment or CHUNK, progress, self._window(stride))
 
     @overload
     def generate(self, prompt: str, **options: Any) -> Completion: ...
@@ -238,13 +242,25 @@ class Model:
         room = options.max_new_tokens if most is None else min(options.max_new_tokens, most - len(ids) + 1)  # the last one is not fed
         return Generation.start(ids, replace(options, max_new_tokens=room), self.tokenizer)
 
-    def _require_positions(self, rows: list[np.ndarray], where: str) -> None:
+    def _window(self, stride: int | None) -> tuple[int, int] | None:
+        """(tokens of a window, stride) as scoring.score takes them."""
+        if stride is None:
+            return None
+        most = self._executor.stack.most_rows
+        if most is None or most < 2:
+            found = "none: it reads a text of any length" if most is None else str(most)
+            raise InputError(Problem("stride", "a model with two positions or more", found))
+        if isinstance(stride, bool) or not isinstance(stride, int) or not 1 <= stride <= most:
+            raise InputError(Problem("stride", f"an integer from 1 to {most}, the model's positions, or None", repr(stride)))
+        return most, stride
+
+    def _require_positions(self, rows: list[np.ndarray], where: str, hint: str = "cut longer texts into parts") -> None:
         most = self._executor.stack.most_rows
         longest = max(range(len(rows)), key=lambda index: len(rows[index]))
         if most is not None and len(rows[longest]) > most:
             place = f"{where}[{longest}]" if where == "ids" and len(rows) > 1 else where
             problem = Problem(place, f"at most {most} tokens, the model's positions", str(len(rows[longest])))
-            raise InputError(problem, hint="cut longer texts into parts")
+            raise InputError(problem, hint=hint)
 
     def _prompt(self, prompt: Any, where: str) -> np.ndarray:
         if isinstance(prompt, str):

@@ -148,7 +148,7 @@ def verify(
     else:
         found.print(tolerance)
         if precisions:
-            print_precisions(precisions, len(ids[0]) - 1)
+            print_precisions(precisions, f"{len(ids[0]) - 1:,} tokens")
     if not passed:
         if not quiet:
             print("if the model was converted with --heads, --config or --option, give verify the same", file=sys.stderr)
@@ -203,6 +203,10 @@ def score(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Rows the text is cut into, each a fresh start; the tail is dropped.")] = 1,
     segment: Annotated[int | None, typer.Option("--segment", min=1, help="Tokens fed at a time.")] = None,
     drop_partial: Annotated[bool, typer.Option("--drop-partial", help="Leave out a row's last segment if not whole.")] = False,
+    stride: Annotated[
+        int | None,
+        typer.Option("--stride", min=1, help="Tokens from window to window, for GPT-2; half its positions if the text is longer."),
+    ] = None,
     config: Config = None,
     heads: Heads = None,
     option: SourceOptions = None,
@@ -219,6 +223,7 @@ def score(
     """Measure the perplexity of a text.
 
     The protocol of arXiv 2110.03252: rows one after the other, each from the start of a stream, in segments; the mean is over all tokens.
+    A model with positions reads a longer text in windows that overlap; a token counts in the first window that predicts it.
     """
     options = parse_options(option)
     if drop_partial and segment is None:
@@ -229,35 +234,39 @@ def score(
 
     text = read_text(file)
     load = partial(engine.load, path, backend=backend, threads=threads, config=config, heads=heads, **options)
-    tokens = 0
+    scored: list[Score] = []
 
     def measure(model: engine.Model) -> Score:
-        nonlocal tokens
         ids = rows_of(encode(model, text), batch)
         if drop_partial and segment is not None:
             ids = ids[:, : 1 + (ids.shape[1] - 1) // segment * segment]
         if ids.shape[1] < 2:
             raise InputError(Problem(file, f"at least two tokens in each of {batch} rows", str(ids.shape[1])))
-        tokens = ids.shape[0] * (ids.shape[1] - 1)
+        most = model.spec.embedding.most_tokens
+        apart = stride if stride is not None or most is None or ids.shape[1] - 1 <= most else most // 2 or None
         with progress_bar("Scoring", quiet) as progress:
-            return model.score(ids, segment=segment, progress=progress)
+            scored.append(model.score(ids, segment=segment, stride=apart, progress=progress))
+        return scored[-1]
 
     chosen = Precision(dtype, quantization)
     if compare:
         named = chosen != Precision()
         found = compare_precisions(lambda p: load(**asdict(p)), measure, [chosen] if named else USUAL, named=named)
-        if as_json:
-            print_json({"tokens": tokens, "precisions": [line.to_dict() for line in found]})
-        else:
-            print_precisions(found, tokens)
-        return
-    with load(**asdict(chosen)) as model:
-        result = measure(model)
-    figures = {"tokens": tokens, "nll": result.mean, "ppl": result.ppl, "bits_per_token": result.mean / math.log(2)}
-    if as_json:
-        print_json(figures)
     else:
-        print(f"{tokens:,} tokens  nll {result.mean:.4f}  ppl {result.ppl:.4f}  bits/token {figures['bits_per_token']:.4f}")
+        with load(**asdict(chosen)) as model:
+            measure(model)
+    result = scored[-1]
+    about = {"tokens": result.tokens, "windows": result.windows, "stride": result.stride}
+    cut = "" if result.windows is None else f"  ({result.windows:,} windows, stride {result.stride:,})"
+    bits = result.mean / math.log(2)
+    if compare and as_json:
+        print_json({**about, "precisions": [line.to_dict() for line in found]})
+    elif compare:
+        print_precisions(found, f"{result.tokens:,} tokens{cut}")
+    elif as_json:
+        print_json({**about, "nll": result.mean, "ppl": result.ppl, "bits_per_token": bits})
+    else:
+        print(f"{result.tokens:,} tokens  nll {result.mean:.4f}  ppl {result.ppl:.4f}  bits/token {bits:.4f}{cut}")
 
 
 @app.command()

@@ -22,6 +22,7 @@ app = typer.Typer(
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="An encoder: an engine directory or any source `convert` accepts.")]
 Data = Annotated[list[str] | None, typer.Option("--data", metavar="FILE", help="Labelled sentences, or a folder of slots; repeatable.")]
 Format = Annotated[str, typer.Option("--format", metavar="NAME", help="auto, conllu, columns, xsid, slots or tagged-lines.")]
+Encoding = Annotated[str, typer.Option("--encoding", metavar="NAME", help="Of the files, as Python names it: latin-1, cp1252.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first sentences of each file.")]
 CutLong = Annotated[bool, typer.Option("--cut-long", help="Sentences too long for the model go on in another sequence.")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Sequences in a batch.")]
@@ -43,6 +44,7 @@ def rank(
     output: Annotated[str, typer.Argument(metavar="OUT", help="The folder for scores.npy and ranking.json.")],
     data: Data = None,
     format: Format = "auto",
+    encoding: Encoding = "utf-8",
     limit: Limit = None,
     cut_long: CutLong = False,
     method: Annotated[str, typer.Option("--method", metavar="NAME", help="gradient, michel, confidence, magnitude, random.")] = "gradient",
@@ -69,7 +71,7 @@ def rank(
     checkpoint = open_checkpoint(model, **options)
     chosen = RankOptions(method, reverse, batch, seed, device)
     with progress_bar("Ranking", quiet) as progress:
-        reading = DataOptions(format, limit, cut_long)
+        reading = DataOptions(format, limit, cut_long, encoding)
         result = rank_heads(checkpoint, Path(output), data or [], reading, chosen, force=force, progress=progress)
     if as_json:
         print_json(result)
@@ -144,6 +146,7 @@ def trials(
     ] = "sd",
     labels: Annotated[str | None, typer.Option("--labels", metavar="FILE", help="All labels, one a line; else those of --train.")] = None,
     format: Format = "auto",
+    encoding: Encoding = "utf-8",
     limit_train: Annotated[int | None, typer.Option("--limit-train", min=1, help="First sentences of each training file.")] = None,
     limit_dev: Annotated[int | None, typer.Option("--limit-dev", min=1, help="First sentences of each dev and source file.")] = None,
     limit_test: Annotated[int | None, typer.Option("--limit-test", min=1, help="First sentences of each test file.")] = None,
@@ -199,10 +202,10 @@ def trials(
         limits=(limit_train, limit_dev, limit_test),
         train=training,
     )
-    files = Files(train, dev, test or (), source or (), labels)
+    files, reading = Files(train, dev, test or (), source or (), labels), DataOptions(format, None, cut_long, encoding)
     checkpoint = open_checkpoint(model, **options)
     with progress_bars(quiet) as report:
-        summary = run_trials(checkpoint, Path(output), files, DataOptions(format, None, cut_long), chosen, force=force, report=report)
+        summary = run_trials(checkpoint, Path(output), files, reading, chosen, force=force, report=report)
     if picture:
         draw(summary, Path(output) / "score.png")
     if as_json:

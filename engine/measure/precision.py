@@ -67,13 +67,13 @@ def compare_precisions(
     return found
 
 
-def print_precisions(found: Sequence[PrecisionScore], tokens: int, console: Console | None = None) -> None:
-    """Write the table."""
+def print_precisions(found: Sequence[PrecisionScore], title: str, console: Console | None = None) -> None:
+    """Write the table; title says what was scored."""
     from rich.console import Console
     from rich.table import Table
 
     console = console or Console()
-    table = Table("precision", "nll", "ppl", "nll change", "ppl change", title=f"{tokens:,} tokens", title_justify="left")
+    table = Table("precision", "nll", "ppl", "nll change", "ppl change", title=title, title_justify="left")
     for line in found:
         name = line.dtype if line.quantization is None else f"{line.quantization}, rest {line.dtype}"
         if line.refused is None:

@@ -19,11 +19,12 @@ from engine.spec import Labels, ModelSpec
 
 @dataclass(frozen=True)
 class DataOptions:
-    """How files are read: format, the first `limit` sentences of each, and whether sentences too long for the model go on in another."""
+    """How files are read: format, the first `limit` sentences of each, whether too long ones go on in another sequence, encoding."""
 
     format: str = "auto"
     limit: int | None = None
     cut_long: bool = False
+    encoding: str = "utf-8"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def prepare(sentences: Sequence[Sentence], labels: LabelSet, checkpoint: Checkpo
 
 
 def read_data(paths: Sequence[str], labels: LabelSet, checkpoint: Checkpoint, options: DataOptions) -> Data:
-    return prepare(read_sentences(paths, options.format, options.limit), labels, checkpoint, options)
+    return prepare(read_sentences(paths, options.format, options.limit, options.encoding), labels, checkpoint, options)
 
 
 def model_labels(checkpoint: Checkpoint) -> LabelSet:
@@ -73,7 +74,8 @@ def device_of(name: str) -> torch.device:
 
 
 def describe(options: DataOptions) -> dict[str, Any]:
-    return {"format": options.format, "limit": options.limit, "cut_long": options.cut_long}
+    encoding = {} if options.encoding == DataOptions.encoding else {"encoding": options.encoding}  # a run of before there was one goes on
+    return {"format": options.format, "limit": options.limit, "cut_long": options.cut_long, **encoding}
 
 
 def _check_ids(examples: Sequence[Example], spec: ModelSpec) -> None:

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,20 +86,17 @@ class Trials:
         options.check(sum(layer.attention.heads for layer in checkpoint.spec.layers))
         self.output, self.options = output_folder(output), options
         self.device = device_of(options.device)
-        sentences = [read_sentences(f, reading.format, n) for f, n in zip((files.train, files.dev), options.limits, strict=False)]
-        whole = read_sentences(files.train, reading.format)  # a limit cuts the training, not the task
-        self.labels: LabelSet = labels_of(whole) if files.labels is None else read_labels(files.labels)
+        read = partial(read_sentences, format=reading.format, encoding=reading.encoding)
+        sentences = [read(f, limit=n) for f, n in zip((files.train, files.dev), options.limits, strict=False)]
+        whole = read(files.train)  # a limit cuts the training, not the task
+        self.labels: LabelSet = labels_of(whole) if files.labels is None else read_labels(files.labels, reading.encoding)
         self.base = with_labels(checkpoint, self.labels.names, options.train.seed)
         require_encoder(self.base.spec)
         self.train, self.dev = (prepare(part, self.labels, self.base, reading) for part in sentences)
         self.test: Data | None = None
         if files.test:
-            self.test = prepare(read_sentences(files.test, reading.format, options.limits[2]), self.labels, self.base, reading)
-        limits = (options.limits[1],) * len(files.sources)
-        self.sources = [
-            prepare(read_sentences(f, reading.format, n), self.labels, self.base, reading)
-            for f, n in zip(files.sources, limits, strict=True)
-        ] or [self.dev]
+            self.test = prepare(read(files.test, limit=options.limits[2]), self.labels, self.base, reading)
+        self.sources = [prepare(read(f, limit=options.limits[1]), self.labels, self.base, reading) for f in files.sources] or [self.dev]
         self.settings = {
             "model": identity(checkpoint),
             "data": {name: data_identity(getattr(files, name)) for name in ("train", "dev", "test", "sources")},

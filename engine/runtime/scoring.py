@@ -21,12 +21,21 @@ Progress = Callable[[int, int], None]  # rows done, rows in all
 class Score:
     """token_nll [B, T - 1] float32: -log p(ids[:, t+1] | ids[:, :t+1]) in nats, NaN past the end of a shorter sequence.
 
-    mean: over all tokens, NaN when there is none.  ppl: e^mean.
+    mean: over all tokens, NaN when there is none.  ppl: e^mean.  windows, stride: how many windows the sequences were cut into and the
+    tokens from the start of one to the next, None where they were not cut; a token is then predicted from those before it in its window,
+    and NaN where there are none.
     """
 
     token_nll: np.ndarray
     mean: float
     ppl: float
+    windows: int | None = None
+    stride: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the mean is over."""
+        return int((~np.isnan(self.token_nll)).sum())
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"token_nll": self.token_nll.tolist()}
@@ -44,17 +53,45 @@ def log_probs(executor: Executor, ids: np.ndarray, progress: Progress | None = N
     return result
 
 
-def score(executor: Executor, rows: Sequence[np.ndarray], segment: int = CHUNK, progress: Progress | None = None) -> Score:
-    """rows: B sequences of token ids of any length, fed `segment` tokens at a time."""
-    token_nll = np.full((len(rows), max(len(row) for row in rows) - 1), np.nan, np.float32)
-    inputs, targets = [row[:-1] for row in rows], [row[1:] for row in rows]
-    total, count = 0.0, sum(len(row) for row in inputs)
-    for sequence, start, nll in _feed(executor, inputs, targets, segment, progress):
-        token_nll[sequence, start : start + len(nll)] = nll
-        total += float(nll.sum(dtype=np.float64))
+def score(
+    executor: Executor,
+    rows: Sequence[np.ndarray],
+    segment: int = CHUNK,
+    progress: Progress | None = None,
+    window: tuple[int, int] | None = None,
+) -> Score:
+    """rows: B sequences of token ids of any length, fed `segment` tokens at a time.
+
+    window (size, stride): sequences are cut into windows of at most `size` tokens, `stride` apart, each from the start of a stream. Of a
+    window count the tokens that none before it held: all of a sequence but its first, and at stride = size but the first of each window.
+    The protocol of arXiv 1809.10853 §5.3, and of "Perplexity of fixed-length models" in the documentation of transformers.
+    """
+    longest = max(len(row) for row in rows)
+    size, stride = window or (longest, longest)
+    starts = [(index, start) for index, row in enumerate(rows) for start in _window_starts(len(row), size, stride)]
+    inputs, targets = [], []
+    for index, start in starts:
+        tokens = rows[index][start : start + size]
+        inputs.append(tokens[:-1])
+        targets.append(tokens[1:])
+    token_nll = np.full((len(rows), longest - 1), np.nan, np.float32)
+    total, count = 0.0, 0
+    for number, at, nll in _feed(executor, inputs, targets, segment, progress):
+        index, start = starts[number]
+        held = max(size - stride - 1, 0) if start else 0  # predictions of this window that the one before made
+        new = nll[max(held - at, 0) :]
+        column = start + max(at, held)
+        token_nll[index, column : column + len(new)] = new
+        total, count = total + float(new.sum(dtype=np.float64)), count + len(new)
     mean = total / count if count else float("nan")
     with np.errstate(over="ignore"):
-        return Score(token_nll, mean, float(np.exp(mean)))
+        ppl = float(np.exp(mean))
+    return Score(token_nll, mean, ppl) if window is None else Score(token_nll, mean, ppl, len(starts), stride)
+
+
+def _window_starts(length: int, size: int, stride: int) -> range:
+    """The last window is the first that reaches the end."""
+    return range(0, max(length - size, 0) + stride, stride)
 
 
 def _feed(

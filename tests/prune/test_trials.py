@@ -266,3 +266,10 @@ def test_the_verb(folder: Path) -> None:
     assert done.status == 0 and len(json.loads(done.out)["orders"]) == 2
     assert headcount("prune", "trials", model, folder / "out", *files, "--counts", "x").status == 2
     assert headcount("prune", "trials", model, folder / "out", *files, "--counts", "9").status == 1
+    wide = folder / "wide.conllu"
+    wide.write_text((folder / "dev.conllu").read_text(encoding="utf-8"), encoding="utf-16")
+    done = headcount("prune", "rank", model, folder / "ranked", "--data", wide, "--encoding", "utf-16", "--quiet")
+    assert (done.status, done.err) == (0, "")
+    files = ("--train", wide, "--dev", wide, "--counts", "1", "--encoding")
+    assert "wide.conllu:1: expected text in UTF-8" in headcount("prune", "trials", model, folder / "no", *files, "utf-8").err
+    assert headcount("prune", "trials", model, folder / "no", *files, "utf-16", "--epochs", 1, "--no-picture").status == 0

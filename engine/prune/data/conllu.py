@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from engine.prune.data.sentences import Block, Reading, Sentence
+from engine.prune.data.sentences import Block, Reading, Sentence, is_empty
 
 FIELDS = 10
 FORM, UPOS = 1, 3
@@ -14,12 +14,12 @@ RANGE = re.compile(r"([1-9][0-9]{0,9})-([1-9][0-9]{0,9})")  # a multi-word token
 EMPTY = re.compile(r"(0|[1-9][0-9]{0,9})\.[1-9][0-9]*")  # a node of the enhanced graph that stands for no word of the text
 
 
-def read_conllu(path: Path) -> list[Sentence]:
+def read_conllu(path: Path, encoding: str = "utf-8") -> list[Sentence]:
     """FORM and UPOS of every syntactic word; the surface form of a multi-word token and empty nodes are passed over.
 
     Raises InputError with file and line of every line that is not CoNLL-U.
     """
-    reading, sentences, block = Reading(path), list[Sentence](), Block(path)
+    reading, sentences, block = Reading(path, encoding), list[Sentence](), Block(path)
     last, covered = 0, 0  # numbers of the word read last, and of the last word of the multi-word token being read
     for number, line in reading.lines():
         if not line:
@@ -50,9 +50,9 @@ def read_conllu(path: Path) -> list[Sentence]:
             last = int(fields[0]) if WORD.fullmatch(fields[0]) else last + 1
         else:
             last += 1
-            if not fields[FORM].strip():
+            if is_empty(fields[FORM]):
                 reading.problem(number, "a word in the second field", "nothing")
-            if not fields[UPOS].strip() or fields[UPOS] == "_":
+            if is_empty(fields[UPOS]) or fields[UPOS] == "_":
                 reading.problem(number, "a part of speech in the fourth field", repr(fields[UPOS]))
             block.add(fields[FORM], fields[UPOS], number)
     block.close(sentences)

@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.errors import InputError, Problem
 from engine.prune.data.sentences import SHOWN, Reading, Sentence
+from engine.prune.data.tags import PLACES
 
 NO_LABELS = ("PAD", "UNK")  # lines of a label file of SNIPS and ATIS that no word has
 
@@ -22,8 +23,8 @@ class LabelSet:
 
     @property
     def spans(self) -> bool:
-        """Whether the labels mark spans (B-…, I-…, O), and not one class a word."""
-        return all(name == "O" or name[:2] in ("B-", "I-") for name in self.names)
+        """Whether the labels mark spans (B-…, I-…, O, or those of BIOES and BILOU), and not one class a word."""
+        return all(name == "O" or name[:2] in PLACES for name in self.names)
 
     def encode(self, sentences: Iterable[Sentence]) -> list[list[int]]:
         """Label numbers of each sentence; raises InputError with file and line where a label is not of this set."""
@@ -48,12 +49,12 @@ def labels_of(sentences: Iterable[Sentence]) -> LabelSet:
     return LabelSet(tuple(sorted({label for sentence in sentences for label in sentence.labels})))
 
 
-def read_labels(path: str) -> LabelSet:
+def read_labels(path: str, encoding: str = "utf-8") -> LabelSet:
     """One label a line; PAD and UNK, which such files hold for programs, are passed over. Raises InputError."""
-    reading = Reading(Path(path))
+    reading = Reading(Path(path), encoding)
     names: dict[str, int] = {}
     for number, line in reading.lines():
-        name = line.strip()
+        name = line.strip(" \t")
         if not name or name in NO_LABELS:
             continue
         if name in names:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from engine.errors import EngineError
 from engine.prune.data.labels import LabelSet
+from engine.prune.data.tags import iob2
 
 Numbers = Sequence[Sequence[int]]  # label numbers of the words of each sentence
 
@@ -36,7 +37,7 @@ def _spans(labels: LabelSet, expected: Numbers, found: Numbers) -> dict[str, flo
         from seqeval.metrics import f1_score, precision_score, recall_score  # type: ignore[import-untyped]
     except ImportError:
         raise EngineError("seqeval is needed to score spans and is not installed", hint="pip install 'headcount[prune]'") from None
-    truth, guess = ([[labels.names[number] for number in words] for words in numbers] for numbers in (expected, found))
+    truth, guess = ([iob2([labels.names[number] for number in words]) for words in numbers] for numbers in (expected, found))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a model that marks nothing has no precision: 0
         f1, precision, recall = (float(of(truth, guess)) for of in (f1_score, precision_score, recall_score))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,16 @@ from engine.errors import InputError, Problem
 from engine.spec.strict_json import read_bytes
 
 SHOWN = 20  # problems of one file that are listed
+
+
+def blank_separated(line: str) -> list[str]:
+    """Fields between spaces and tabs; other characters that Unicode calls white space are letters of a word."""
+    return [field for field in re.split("[ \t]+", line) if field]
+
+
+def is_empty(text: str) -> bool:
+    """Whether there are only spaces and tabs."""
+    return not text.strip(" \t")
 
 
 @dataclass(frozen=True)
@@ -25,20 +36,35 @@ class Sentence:
 class Reading:
     """One file being read: its problems are collected and raised together, each with the file and its line."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, encoding: str = "utf-8") -> None:
         self.path = path
+        self._encoding = encoding
         self._problems: list[Problem] = []
 
     def lines(self) -> Iterator[tuple[int, str]]:
-        """Number from 1 and text of each line; raises InputError for a file that cannot be read or is not UTF-8."""
+        """Number from 1 and text of each line, which ends at LF or CR LF, or at CR in a file that has no LF.
+
+        Raises InputError for a file that cannot be read, is not in its encoding, or has a CR elsewhere.
+        """
+        text = self._text()
+        end = "\n" if "\n" in text else "\r"
+        for number, line in enumerate(text.split(end), start=1):  # splitlines would also split at characters inside words
+            content = line.removesuffix("\r")
+            if "\r" in content:
+                raise InputError(Problem(f"{self.path}:{number}", "a carriage return only at the end of a line", repr(content[:40])))
+            yield number, content
+
+    def _text(self) -> str:
         data = read_bytes(self.path, InputError)
+        name = self._encoding.upper()
         try:
-            text = data.decode("utf-8-sig")
+            return data.decode("utf-8-sig" if name in ("UTF-8", "UTF8") else self._encoding)
         except UnicodeDecodeError as error:
             number = data.count(b"\n", 0, error.start) + 1
-            raise InputError(Problem(f"{self.path}:{number}", "text in UTF-8", f"byte 0x{data[error.start]:02x}")) from None
-        for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split at characters inside words
-            yield number, line.removesuffix("\r")
+            hint = "--encoding reads other encodings, such as latin-1, cp1252 or utf-16"
+            raise InputError(Problem(f"{self.path}:{number}", f"text in {name}", f"byte 0x{data[error.start]:02x}"), hint=hint) from None
+        except (LookupError, ValueError):  # ValueError: a name with a zero character, and what UnicodeError is
+            raise InputError(Problem("encoding", "a text encoding, such as utf-8, latin-1 or cp1252", repr(self._encoding))) from None
 
     def problem(self, line: int, expected: str, found: str) -> None:
         self._problems.append(Problem(f"{self.path}:{line}", expected, found))
