@@ -6,127 +6,140 @@ whose numbers fairseq shifted: by one behind <s>, <pad>, </s>, <unk>, and by fou
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
+from engine.checkpoint.sentencepiece import CONTROL, USER_DEFINED, SentencePiece, read_sentencepiece
 from engine.errors import ConversionError, Problem
 
-BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+BERT_ROLES = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+ROBERTA_ROLES = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "cls_token": "<s>",
+    "pad_token": "<pad>",
+    "sep_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
 XLM_R_FIRST = ("<s>", "<pad>", "</s>", "<unk>")
 CAMEMBERT_FIRST = ("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED")
-UNIGRAM = 1  # trainer_spec.model_type of a SentencePiece model
-Field = tuple[int, Any]  # number, value: an integer, four bytes or a piece of the message
+UNSEEN = (  # control characters, line and paragraph ends, zero-width characters, marks of direction and of byte order
+    *range(0x01, 0x20),
+    *range(0x7F, 0xA0),
+    0x180E,
+    *range(0x200B, 0x2010),
+    *range(0x2028, 0x202F),
+    *range(0x2060, 0x2065),
+    0xFEFF,
+)
 
 
-def word_pieces(tokens: Sequence[str], *, lower: bool, chinese: bool, strip_accents: bool | None) -> str:
-    """BERT and DistilBERT: entry i of vocab.txt is id i. lower, chinese, strip_accents as in tokenizer_config.json."""
+def word_pieces(
+    tokens: Sequence[str], *, lower: bool, chinese: bool, strip_accents: bool | None, roles: Mapping[str, str] = BERT_ROLES
+) -> str:
+    """BERT and DistilBERT: entry i of vocab.txt is id i. lower, chinese, strip_accents and roles as in tokenizer_config.json."""
     numbers = {token: index for index, token in enumerate(tokens)}
-    backend = Backend(models.WordPiece(numbers, unk_token="[UNK]", max_input_chars_per_word=100))
+    backend = Backend(models.WordPiece(numbers, unk_token=roles["unk_token"], max_input_chars_per_word=100))
     backend.normalizer = normalizers.BertNormalizer(True, chinese, strip_accents, lower)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
-    backend.add_special_tokens([token for token in BERT_SPECIAL if token in numbers])
-    _between(backend, "[CLS]", "[SEP]", numbers)
+    backend.add_special_tokens([token for token in roles.values() if token in numbers])
+    _between(backend, roles, numbers)
     return str(backend.to_str())
 
 
-def byte_pairs(numbers: Mapping[str, int], merges: Sequence[tuple[str, str]], *, roberta: bool, prefix_space: bool) -> str:
-    """GPT-2, and RoBERTa with <s> and </s> around a text and a <mask> that takes the space before it."""
+def byte_pairs(
+    numbers: Mapping[str, int],
+    merges: Sequence[tuple[str, str]],
+    *,
+    roles: Mapping[str, str] | None,
+    prefix_space: bool,
+    begins_with: str | None = None,
+) -> str:
+    """GPT-2 without roles, a text after `begins_with` if given; with them RoBERTa, whose mask takes the space before it."""
     backend = Backend(models.BPE(dict(numbers), list(merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
-    if roberta:
-        backend.add_special_tokens([token for token in XLM_R_FIRST if token in numbers])
-        if "<mask>" in numbers:
-            backend.add_special_tokens([AddedToken("<mask>", lstrip=True)])
-        _between(backend, "<s>", "</s>", numbers, twice=True)
+    if roles is not None:
+        _special(backend, roles, numbers)
+        _between(backend, roles, numbers, twice=True)
     elif "<|endoftext|>" in numbers:
         backend.add_special_tokens(["<|endoftext|>"])
+    if begins_with is not None:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{begins_with} $A", pair=f"{begins_with} $A $B:1", special_tokens=[(begins_with, numbers[begins_with])]
+        )
     return str(backend.to_str())
 
 
-def unigrams(model: bytes, *, camembert: bool, source: str) -> str:
+def unigrams(model: bytes, *, roles: Mapping[str, str] = ROBERTA_ROLES, camembert: bool, source: str) -> str:
     """XLM-R, CamemBERT: the pieces of a SentencePiece unigram model behind those of fairseq, <mask> last. Raises ConversionError."""
-    pieces, charsmap, kind = _sentencepiece(model, source)
-    if kind != UNIGRAM:
-        raise ConversionError(Problem("model_type", f"{UNIGRAM} (unigram), what XLM-R and CamemBERT use", str(kind)), source=source)
+    held = read_sentencepiece(model, source)
+    if roles["unk_token"] != "<unk>":
+        raise ConversionError(Problem("unk_token", "<unk>, the piece of unknown characters", repr(roles["unk_token"])), source=source)
+    pieces = [(piece.text, piece.score) for piece in held.pieces]
     first, own = (CAMEMBERT_FIRST, pieces[1:]) if camembert else (XLM_R_FIRST, pieces[3:])  # SentencePiece's own first: <unk> <s> </s>
     vocabulary = [(token, 0.0) for token in first] + own + [("<mask>", 0.0)]
     numbers = {token: index for index, (token, _) in enumerate(vocabulary)}
+    outside = [name for name in ("cls_token", "sep_token") if roles[name] not in numbers]
+    if missing := [Problem(name, "a token of the vocabulary", repr(roles[name])) for name in outside]:
+        raise ConversionError(missing, source=source)
     backend = Backend(models.Unigram(vocabulary, unk_id=numbers["<unk>"]))
-    table = [normalizers.Precompiled(charsmap)] if charsmap else []
-    backend.normalizer = normalizers.Sequence([normalizers.Strip(left=False), *table, normalizers.Replace(Regex(" {2,}"), " ")])
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
-    backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    special = dict.fromkeys((*first, "<s>", "</s>"))
-    backend.add_special_tokens([*(token for token in special if token in numbers), AddedToken("<mask>", lstrip=True)])
-    _between(backend, "<s>", "</s>", numbers, twice=True)
+    backend.normalizer = normalizers.Sequence(_steps(held))
+    scheme = "always" if held.prefix else "never"
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)
+    backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=scheme)
+    backend.add_special_tokens([token for token in dict.fromkeys((*first, "<s>", "</s>")) if token in numbers])
+    backend.add_tokens([AddedToken(piece.text, normalized=False) for piece in held.pieces if piece.kind == USER_DEFINED])
+    backend.add_special_tokens([piece.text for piece in held.pieces if piece.kind == CONTROL and piece.text in numbers])
+    _special(backend, roles, numbers)
+    _between(backend, roles, numbers, twice=True)
     return str(backend.to_str())
 
 
-def _between(backend: Backend, first: str, last: str, numbers: Mapping[str, int], *, twice: bool = False) -> None:
+def _steps(held: SentencePiece) -> list[Any]:
+    """The normaliser: its table, then one space for several and none at the end.
+
+    The library applies the table to clusters of characters (grapheme clusters), and a zero-width one inside a cluster would be lost or
+    kept with it; characters the table makes a space or nothing are replaced first, one by one.
+    """
+    steps: list[Any] = []
+    if held.table:
+        table = normalizers.Precompiled(held.table)
+        now = {character: table.normalize_str(character) for character in map(chr, UNSEEN)}
+        for replacement in ("", " "):
+            if found := [f"\\x{{{ord(character):x}}}" for character, becomes in now.items() if becomes == replacement]:
+                steps.append(normalizers.Replace(Regex(f"[{''.join(found)}]"), replacement))
+        steps.append(table)
+    if held.single_spaces:
+        steps += [normalizers.Strip(left=False), normalizers.Replace(Regex(" {2,}"), " ")]
+    return steps
+
+
+def _special(backend: Backend, roles: Mapping[str, str], numbers: Mapping[str, int]) -> None:
+    """The tokens of RoBERTa's roles, of which the mask takes the space before it."""
+    mask = roles.get("mask_token")
+    backend.add_special_tokens([token for token in roles.values() if token in numbers and token != mask])
+    if mask in numbers:
+        backend.add_special_tokens([AddedToken(mask, lstrip=True)])
+
+
+def _between(backend: Backend, roles: Mapping[str, str], numbers: Mapping[str, int], *, twice: bool = False) -> None:
     """A text stands between two tokens, a second one behind it (RoBERTa: with the last token doubled), as type 1 for BERT."""
+    first, last = roles["cls_token"], roles["sep_token"]
     if first not in numbers or last not in numbers:
         return
-    pair = f"{first} $A {last} {last} $B {last}" if twice else f"{first} $A {last} $B:1 {last}:1"
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A {last}", pair=pair, special_tokens=[(first, numbers[first]), (last, numbers[last])]
+    pair = ["first", "$A", "last", "last", "$B", "last"] if twice else ["first", "$A", "last", "$B:1", "last:1"]
+    backend.post_processor = processors.TemplateProcessing(  # tokens by other names here: theirs may hold a colon or a space
+        single=["first", "$A", "last"],
+        pair=pair,
+        special_tokens=[
+            {"id": "first", "ids": [numbers[first]], "tokens": [first]},
+            {"id": "last", "ids": [numbers[last]], "tokens": [last]},
+        ],
     )
-
-
-def _sentencepiece(model: bytes, source: str) -> tuple[list[tuple[str, float]], bytes, int]:
-    """(piece, score) of every piece, the normaliser's table, and the kind of model, of sentencepiece_model.proto."""
-    pieces: list[tuple[str, float]] = []
-    charsmap, kind = b"", UNIGRAM
-    try:
-        for number, value in _fields(model):
-            if number == 1:
-                held = dict(_fields(value))
-                pieces.append((held[1].decode(), struct.unpack("<f", held.get(2, bytes(4)))[0]))
-            elif number == 2:
-                kind = dict(_fields(value)).get(3, UNIGRAM)
-            elif number == 3:
-                charsmap = dict(_fields(value)).get(2, b"")
-    except (ValueError, KeyError, IndexError, AttributeError, TypeError, struct.error) as error:
-        raise ConversionError(Problem("file", "a SentencePiece model", f"bytes that are none ({error})"[:120]), source=source) from None
-    if len(pieces) < 4:
-        raise ConversionError(Problem("file", "a SentencePiece model with at least 4 pieces", str(len(pieces))), source=source)
-    return pieces, charsmap, kind
-
-
-def _fields(message: bytes) -> Iterator[Field]:
-    """The fields of a protocol-buffers message, in order (protobuf.dev, Encoding)."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, at = _varint(message, at)
-            yield number, value
-            continue
-        if wire == 2:
-            size, at = _varint(message, at)
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"wire type {wire} at byte {at}")
-        if at + size > len(message):
-            raise ValueError(f"{size} bytes at byte {at} of {len(message)}")
-        yield number, message[at : at + size]
-        at += size
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while shift < 64:
-        byte = message[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at
-    raise ValueError(f"a number without end at byte {at}")

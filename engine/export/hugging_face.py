@@ -23,16 +23,14 @@ from engine.checkpoint.tokenizer import Tokenizer
 from engine.errors import CheckpointError, Problem, Unsupported
 from engine.formats.hugging_face.architecture import Architecture
 from engine.formats.hugging_face.keys import HEAD_KEYS
+from engine.formats.hugging_face.special_tokens import TOLD_AGAIN, WRITTEN_BACK
 from engine.formats.hugging_face.table import ARCHITECTURES
+from engine.formats.hugging_face.tokenizer import CLASSES
 from engine.formats.open import open_checkpoint
 from engine.spec import Labels, ModelSpec
 
 AnyPath = str | os.PathLike[str]
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
-TOLD_AGAIN = {  # part of a tokenizer.json → its settings by their names in tokenizer_config.json, whose defaults would replace them
-    "BertNormalizer": {"lowercase": "do_lower_case", "strip_accents": "strip_accents", "handle_chinese_chars": "tokenize_chinese_chars"},
-    "ByteLevel": {"add_prefix_space": "add_prefix_space"},
-}
 Tensors = dict[str, np.ndarray]
 
 
@@ -86,7 +84,7 @@ def export_hugging_face(checkpoint: Checkpoint, directory: str | os.PathLike[str
             (temporary / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             if checkpoint.tokenizer is not None:
                 (temporary / TOKENIZER).write_text(checkpoint.tokenizer, encoding="utf-8")
-                settings = {"model_max_length": checkpoint.spec.embedding.most_tokens, **_tokenizer_settings(checkpoint.tokenizer)}
+                settings = {"model_max_length": checkpoint.spec.embedding.most_tokens, **_tokenizer_settings(checkpoint)}
                 (temporary / TOKENIZER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
         raise CheckpointError(
@@ -128,13 +126,17 @@ def layout(checkpoint: Checkpoint) -> tuple[dict[str, Any], Tensors]:
     return config, architecture.write(spec, weights, config["architectures"][0])
 
 
-def _tokenizer_settings(text: str) -> dict[str, Any]:
-    """What transformers would otherwise set by its own defaults, lower case for every BERT."""
-    parts = json.loads(Tokenizer.from_json(text, source=TOKENIZER).to_json())
+def _tokenizer_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What transformers would otherwise set by its own defaults, lower case and [CLS] for every BERT; roles and the side of padding."""
+    parts = json.loads(Tokenizer.from_json(checkpoint.tokenizer or "", source=TOKENIZER).to_json())
     steps = [parts.get("normalizer"), parts.get("pre_tokenizer")]
     steps += [inner for step in steps if step for name in ("normalizers", "pretokenizers") for inner in step.get(name, ())]
     told = [(step, TOLD_AGAIN[step["type"]]) for step in steps if step and step.get("type") in TOLD_AGAIN]
-    return {theirs: step.get(name) for step, names in told for name, theirs in names.items()}
+    source = checkpoint.provenance.get("tokenizer")
+    written = {name: source[name] for name in WRITTEN_BACK if name in source} if isinstance(source, Mapping) else {}
+    if "tokenizer_class" in written and str(written["tokenizer_class"]).removesuffix("Fast") not in CLASSES:
+        written["tokenizer_class"] = "PreTrainedTokenizerFast"  # reads the tokenizer.json as it stands, which another class may not
+    return {**written, **{theirs: step.get(name) for step, names in told for name, theirs in names.items()}}
 
 
 def _problems(spec: ModelSpec) -> list[Problem]:

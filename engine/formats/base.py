@@ -270,3 +270,7 @@ class Converter(ABC):
     def tokenizer(self, files: SideFiles, config: Mapping[str, Any], source: str, vocab: int, notes: list[str]) -> str | None:
         """The text of the tokenizer.json that the source comes with, or None. files: those beside it.  vocab: tokens of the model."""
         return read_tokenizer(files, config, vocab, source)
+
+    def tokenizer_settings(self, files: SideFiles) -> Mapping[str, Any]:
+        """What the files beside a source say of its tokenizer that a tokenizer.json has no place for; it goes into the provenance."""
+        return {}

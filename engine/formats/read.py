@@ -53,6 +53,7 @@ def convert_source(
         tokenizer: str | None = vocabulary_tokenizer(vocab, chosen.spec.vocab)
     else:
         tokenizer = converter.tokenizer(source.files, config, file.name, chosen.spec.vocab, converted.notes)
+    beside = converter.tokenizer_settings(source.files) if vocab is None and tokenizer is not None else {}
     kept = tuple(layer.attention.kept for layer in chosen.spec.layers)
     provenance = {
         "format": converter.name,
@@ -65,6 +66,7 @@ def convert_source(
         "training": source.loaded.extras,
         "kept": [list(numbers) for numbers in kept],
         "notes": converted.notes,
+        **({"tokenizer": dict(beside)} if beside else {}),
     }
     checkpoint = replace(chosen, provenance=provenance, tokenizer=tokenizer)
     report = ConversionReport(

@@ -16,6 +16,7 @@ from engine.errors import ConversionError, Problem
 from engine.formats.base import Converted, Converter, Settings, SourceTensors, refuse
 from engine.formats.flags import report_unknown
 from engine.formats.hugging_face.architecture import Architecture
+from engine.formats.hugging_face.special_tokens import read_told
 from engine.formats.hugging_face.table import ARCHITECTURES
 from engine.formats.hugging_face.tokenizer import read_hugging_face_tokenizer
 
@@ -57,6 +58,10 @@ class HuggingFace(Converter):
     def tokenizer(self, files: SideFiles, config: Mapping[str, Any], source: str, vocab: int, notes: list[str]) -> str | None:
         """A tokenizer.json may have other numbers of tokens than the model: ids beyond it are refused when they are used."""
         return read_hugging_face_tokenizer(_architecture(config, source).tokenizer, config["model_type"], files, notes)
+
+    def tokenizer_settings(self, files: SideFiles) -> Mapping[str, Any]:
+        """Roles of special tokens, the side of padding and the class, as tokenizer_config.json and special_tokens_map.json have them."""
+        return read_told(files, []).written_back
 
 
 CONVERTER = HuggingFace()
