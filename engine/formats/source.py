@@ -145,7 +145,8 @@ def _tensor_file(path: Path, files: SideFiles) -> Path:
             return path
         config = files.json_or_none(path / CONFIG)
         for row in FORMATS:
-            told = row.is_told(config) or any(files.has(name) for name in row.only_its_own)
+            usual = isinstance(config, Mapping) and any(key in config for key in row.usual)
+            told = row.is_told(config) or usual or any(files.has(name) for name in row.only_its_own)
             if told and (present := [path / name for name in row.files if (path / name).is_file()]):
                 return present[0]
         found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())

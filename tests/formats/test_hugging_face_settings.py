@@ -61,6 +61,12 @@ def test_sizes_of_a_head_that_differ(tmp_path: Path) -> None:
         engine.load(encoder().write(tmp_path, head_dim=4, attention_head_size=6))
 
 
+def test_a_size_of_a_head_that_no_tensor_agrees_with(tmp_path: Path) -> None:
+    """Three heads of 4 make up the 12 rows of every layer; two of 6 would be others."""
+    with pytest.raises(ConversionError, match="config attention_head_size: expected 12 / 3 heads, for every layer has 12 rows"):
+        engine.load(encoder().write(tmp_path, attention_head_size=6))
+
+
 def test_a_size_of_heads_that_nothing_tells_is_asked_for(tmp_path: Path) -> None:
     """8 rows of 12 in every layer: two heads of three, or as many of a smaller size; an option says which."""
     source = encoder(hidden_size=12)

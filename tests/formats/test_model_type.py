@@ -41,8 +41,9 @@ def test_the_configuration_of_before_transformers(tmp_path: Path) -> None:
     """bert_config.json, without model_type; other files of tensors beside it are not in its way."""
     source = encoder("bert", "ForMaskedLM")
     path = source.write(tmp_path, **SILENT)
-    (path / "config.json").rename(path / "bert_config.json")
     (path / "training_args.bin").write_bytes(b"of the trainer")
+    agrees(path, source)
+    (path / "config.json").rename(path / "bert_config.json")
     agrees(path, source)
 
 

@@ -39,8 +39,13 @@ def read_heads(settings: Settings, heads_name: str, hidden: int, rows: Sequence[
     per_layer = _per_layer(settings, layers, head_dim)
     counts = {name: _counts(settings, name, layers) for name in COUNTS}
     counts["per_layer_config"] = _per_layer_counts(per_layer, layers, source_heads)
-    if told_dim is None and settings.has(heads_name) and not any([*numbers.values(), *counts.values()]):
-        _require_one_reading(settings, source_heads, hidden, rows)
+    if settings.has(heads_name) and not any([*numbers.values(), *counts.values()]):
+        if told_dim is None:
+            _require_one_reading(settings, source_heads, hidden, rows)
+        elif not settings.has("head_dim") and source_heads * told_dim != hidden and all(size == hidden for _, size in rows):
+            name = next(name for name in HEAD_SIZES if settings.has(name))  # a second name, stale where no head was cut
+            expected = f"{hidden} / {source_heads} heads, for every layer has {hidden} rows; head_dim in its place is taken as it stands"
+            settings.problem(f"config {name}", expected, str(told_dim))
     kept = []
     for layer, (tensor, size) in enumerate(rows):
         said = {f"config {name}": len(lists[layer]) for name, lists in numbers.items() if lists}
