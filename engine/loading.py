@@ -37,6 +37,7 @@ def load(
     heads: Any = None,
     check: bool = False,
     masked: bool = False,
+    strict: bool = False,
     **options: Any,
 ) -> Model:
     """Load a model from an engine directory, or from any source format, converted in memory.
@@ -45,13 +46,14 @@ def load(
     bfloat16 on backend cuda, and on cpu where the processor multiplies it directly, else float32.  threads: processor threads, None = the
     backend's own number.  quantization: int8 for every matrix but the embedding and what is tied to it, dtype is then that of all else;
     backend cpu.  heads: as engine.formats.heads.read_heads takes it, intersected with what the model keeps.  check: verify every digest of
-    an engine directory.  config, options: what a source needs beside its file.
+    an engine directory.  strict: refuse a key of the configuration that is on no list of the format, else a note.  config, options: what
+    a source needs beside its file.  What was guessed or not used stands in model.explain().notes.
     Raises an EngineError for anything wrong in the path, its files or the arguments.
     """
     limits = require_limits(dtype, device, threads, quantization)
     wanted = Wanted(device, dtype if dtype == "auto" else limits.dtype, limits.quantization)
     choose_backend(backend, wanted)  # a name or a device that cannot be is told before a file is read
-    checkpoint, _ = read_path(path, options, config=config, heads=heads, check=check, masked=masked)
+    checkpoint, report = read_path(path, options, config=config, heads=heads, check=check, masked=masked, strict=strict)
     require_finite(checkpoint, str(path))
     stack = compile_stack(checkpoint.spec)
     choice, reason = choose_backend(backend, replace(wanted, head_dims=stack.head_dims())), "as asked"
@@ -71,6 +73,7 @@ def load(
         device=str(getattr(runner, "device", device)),
         quantization=limits.quantization,
         runner=runner.describe(),
+        notes=report.notes,
     )
     return Model(checkpoint, runner, tokenizer, explanation)
 
@@ -83,6 +86,7 @@ def convert(
     config: AnyPath | Mapping[str, Any] | None = None,
     heads: Any = None,
     force: bool = False,
+    strict: bool = False,
     **options: Any,
 ) -> ConversionReport:
     """Turn a trained, gated or masked checkpoint into a compact engine directory, written whole or not at all.
@@ -93,7 +97,7 @@ def convert(
     if os.path.lexists(output) and not force:
         hint = "choose another output directory, or replace it with --force (force=True)"
         raise ConversionError(Problem(str(output), "no such path yet", "one that exists"), hint=hint)
-    checkpoint, report = read_path(source, options, format=format, config=config, heads=heads, hashed=True)
+    checkpoint, report = read_path(source, options, format=format, config=config, heads=heads, hashed=True, strict=strict)
     checkpoints.require_outside(source, output)
     require_finite(checkpoint, str(source))
     checkpoints.save(checkpoint, output, force=force)

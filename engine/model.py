@@ -26,7 +26,10 @@ from engine.spec.cost import Cost, model_cost
 
 @dataclass(frozen=True)
 class Explanation:
-    """What runs a model and why: the backend chosen, those refused with their reasons, and what the runner says of itself."""
+    """What runs a model and why: the backend chosen, those refused with their reasons, and what the runner says of itself.
+
+    notes: what was guessed or not used in reading a source, one line each.
+    """
 
     path: str
     backend: str
@@ -36,6 +39,7 @@ class Explanation:
     device: str
     quantization: str | None
     runner: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"refusals": [{"backend": name, "reason": reason} for name, reason in self.refusals]}
@@ -45,6 +49,7 @@ class Explanation:
         lines = [f"{self.path}: backend {self.backend}, dtype {numbers} ({self.dtype_reason}), device {self.device}"]
         lines += [f"  {name} refused: {reason}" for name, reason in self.refusals]
         lines += [f"  {name}: {value}" for name, value in self.runner.items()]
+        lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 

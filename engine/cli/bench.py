@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from engine.cli.support import noting
 from engine.errors import EngineError
 
 app = typer.Typer(
@@ -57,7 +58,8 @@ def latency(
     from engine.measure import latency as measured
 
     lengths, options = measured.Lengths(input_len, output_len), _given(config=config, heads=heads)
-    with engine.load(model, backend=backend, dtype=dtype, quantization=quantization, threads=threads, **options) as loaded:
+    load = noting(engine.load, quiet)
+    with load(model, backend=backend, dtype=dtype, quantization=quantization, threads=threads, **options) as loaded:
         gate = measured.require_right(loaded, lengths)
         found = measured.latency(loaded, lengths, batch_size=batch_size, warmup=num_iters_warmup, iterations=num_iters, quiet=quiet)
         about = {"input_len": input_len, "output_len": output_len, "batch_size": batch_size}
@@ -87,7 +89,8 @@ def throughput(
     from engine.measure import latency as measured
 
     lengths, options = measured.Lengths(input_len, output_len), _given(config=config, heads=heads)
-    with engine.load(model, backend=backend, dtype=dtype, quantization=quantization, threads=threads, **options) as loaded:
+    load = noting(engine.load, quiet)
+    with load(model, backend=backend, dtype=dtype, quantization=quantization, threads=threads, **options) as loaded:
         gate = measured.require_right(loaded, lengths)
         found = measured.throughput(loaded, lengths, num_prompts=num_prompts, quiet=quiet)
         about = {"input_len": input_len, "output_len": output_len} | measured.described(model, loaded, gate, options)
@@ -140,7 +143,7 @@ def startup(
     from engine.measure.latency import GATE_TOKENS, Lengths, described, require_right
     from engine.measure.startup import PROMPT, lines, measure
 
-    with engine.load(model, backend="cpu", dtype=dtype, threads=threads) as loaded:
+    with noting(engine.load, quiet)(model, backend="cpu", dtype=dtype, threads=threads) as loaded:
         gate = require_right(loaded, Lengths(len(PROMPT), GATE_TOKENS))
         expected = loaded.generate(PROMPT, max_new_tokens=1).ids[0]
         about = described(model, loaded, gate, {})

@@ -20,12 +20,15 @@ from engine.cli.support import (
     ModelPath,
     Quiet,
     SourceOptions,
+    Strict,
     encode,
+    noting,
     parse_options,
     print_json,
     progress_bar,
     read_text,
     rows_of,
+    show_notes,
     spinner,
 )
 from engine.errors import EngineError, InputError, Problem
@@ -60,6 +63,7 @@ def convert(
     config: Config = None,
     heads: Heads = None,
     option: SourceOptions = None,
+    strict: Strict = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an engine directory that stands there.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -69,7 +73,7 @@ def convert(
     import engine
 
     with spinner("Converting", quiet):
-        report = engine.convert(source, output, format=format, config=config, heads=heads, force=force, **options)
+        report = engine.convert(source, output, format=format, config=config, heads=heads, force=force, strict=strict, **options)
     if as_json:
         print_json(report.to_dict())
     elif not quiet:
@@ -88,8 +92,10 @@ def inspect(
     config: Config = None,
     heads: Heads = None,
     option: SourceOptions = None,
+    strict: Strict = False,
     plot: Annotated[str | None, typer.Option("--plot", metavar="PNG", help="Also draw heads per layer and cost shares.")] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show heads, parameters, memory and FLOPs of each layer."""
     options = parse_options(option)
@@ -97,7 +103,8 @@ def inspect(
     from engine.cli.inspect_report import Report
     from engine.formats.open import read_path
 
-    stored, _ = read_path(path, options, config=config, heads=heads, hashed=True)
+    stored, found = read_path(path, options, config=config, heads=heads, hashed=True, strict=strict)
+    show_notes(found.notes, quiet)
     report = Report(stored, rows=rows, batch=batch, dtype=None if dtype == "auto" else DTYPES.get(dtype, dtype))
     if plot is not None:
         report.plot(plot)
@@ -116,6 +123,7 @@ def verify(
     config: Config = None,
     heads: Heads = None,
     option: SourceOptions = None,
+    strict: Strict = False,
     backend: Backend = "auto",
     dtype: Dtype = "float32",
     quantization: Quantization = None,
@@ -134,7 +142,8 @@ def verify(
     precisions = []
     with spinner("Comparing", quiet):
         with engine.load(path, backend=backend, dtype=dtype, quantization=quantization, check=True) as model:
-            reference = engine.load(against, backend="torch", dtype="float32", config=config, heads=heads, masked=True, **options)
+            load = noting(partial(engine.load, against, backend="torch", dtype="float32", config=config, heads=heads), quiet)
+            reference = load(masked=True, strict=strict, **options)
             with reference:
                 most = model.spec.embedding.most_tokens or MOST_TOKENS
                 ids = sample_ids(model) if text is None else [encode(model, read_text(text))[: min(MOST_TOKENS, most)]]
@@ -170,11 +179,13 @@ def generate(
     config: Config = None,
     heads: Heads = None,
     option: SourceOptions = None,
+    strict: Strict = False,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
     quantization: Quantization = None,
     threads: Threads = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Continue a prompt, printing each token as it comes."""
     options = parse_options(option)
@@ -183,7 +194,7 @@ def generate(
     words = read_text("-") if prompt == "-" else prompt
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     sampling |= {"seed": seed, "stop": stop}
-    load = partial(engine.load, path, backend=backend, threads=threads, config=config, heads=heads, **options)
+    load = noting(partial(engine.load, path, backend=backend, threads=threads, config=config, heads=heads, strict=strict, **options), quiet)
     with load(dtype=dtype, quantization=quantization) as model:
         if as_json:
             done = model.generate(words, **sampling)
@@ -210,6 +221,7 @@ def score(
     config: Config = None,
     heads: Heads = None,
     option: SourceOptions = None,
+    strict: Strict = False,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
     quantization: Quantization = None,
@@ -233,7 +245,7 @@ def score(
     from engine.runtime.scoring import Score
 
     text = read_text(file)
-    load = partial(engine.load, path, backend=backend, threads=threads, config=config, heads=heads, **options)
+    load = noting(partial(engine.load, path, backend=backend, threads=threads, config=config, heads=heads, strict=strict, **options), quiet)
     scored: list[Score] = []
 
     def measure(model: engine.Model) -> Score:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.cli.support import parse_options, print_json, progress_bar, progress_bars, spinner
+from engine.cli.support import open_noting, parse_options, print_json, progress_bar, progress_bars, spinner
 from engine.errors import EngineError
 
 app = typer.Typer(
@@ -63,12 +63,11 @@ def rank(
     """
     options = parse_options(option)
     _require_torch()
-    from engine.formats.open import open_checkpoint
     from engine.prune.rank import RankOptions
     from engine.prune.rank import rank as rank_heads
     from engine.prune.task import DataOptions
 
-    checkpoint = open_checkpoint(model, **options)
+    checkpoint = open_noting(model, options, quiet)
     chosen = RankOptions(method, reverse, batch, seed, device)
     with progress_bar("Ranking", quiet) as progress:
         reading = DataOptions(format, limit, cut_long, encoding)
@@ -107,13 +106,12 @@ def apply(
         raise typer.BadParameter("give either --ranking with a budget or --mask")
     import engine.checkpoint as checkpoints
     from engine.backends.checks import require_finite
-    from engine.formats.open import open_checkpoint
     from engine.prune.apply import apply_mask, apply_ranking
     from engine.prune.masks import read_mask, read_scores
     from engine.prune.select import Budget
     from engine.prune.select import combine as combine_scores
 
-    checkpoint = open_checkpoint(model, **options)
+    checkpoint = open_noting(model, options, quiet)
     budget = Budget(heads, fraction, flops, parameters, rows)
     with spinner("Pruning", quiet):
         if mask is not None:
@@ -183,7 +181,6 @@ def trials(
     """
     options, tried = parse_options(option), _counts(counts)
     _require_torch()
-    from engine.formats.open import open_checkpoint
     from engine.prune.picture import draw
     from engine.prune.rank import RankOptions
     from engine.prune.task import DataOptions
@@ -203,7 +200,7 @@ def trials(
         train=training,
     )
     files, reading = Files(train, dev, test or (), source or (), labels), DataOptions(format, None, cut_long, encoding)
-    checkpoint = open_checkpoint(model, **options)
+    checkpoint = open_noting(model, options, quiet)
     with progress_bars(quiet) as report:
         summary = run_trials(checkpoint, Path(output), files, reading, chosen, force=force, report=report)
     if picture:

@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,8 @@ from engine.errors import InputError, Problem
 if TYPE_CHECKING:  # `headcount --help` answers without it
     import numpy as np
 
+    from engine.checkpoint import Checkpoint
+
 
 ModelPath = Annotated[str, typer.Argument(metavar="DIR", help="An engine directory, or any source `convert` accepts.")]
 Config = Annotated[str | None, typer.Option("--config", metavar="FILE", help="Configuration of the source, if not beside it.")]
@@ -28,6 +30,7 @@ SourceOptions = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="A value the source lacks, e.g. mem_length=192.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse a key of the configuration that is not known; else it is noted.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no remarks.")]
 
 
@@ -48,6 +51,34 @@ def parse_options(pairs: list[str] | None) -> dict[str, Any]:
         except (ValueError, RecursionError):
             options[name] = value
     return options
+
+
+def show_notes(notes: Iterable[str], quiet: bool) -> None:
+    """What was guessed or not used in reading a source, a line each on standard error."""
+    for note in () if quiet else notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def open_noting(path: str, options: dict[str, Any], quiet: bool) -> Checkpoint:
+    """As engine.formats.open.open_checkpoint, with the notes shown."""
+    from engine.formats.open import read_path
+
+    checkpoint, report = read_path(path, options)
+    show_notes(report.notes, quiet)
+    return checkpoint
+
+
+def noting(load: Callable[..., Any], quiet: bool) -> Callable[..., Any]:
+    """`load`, which gives a Model, with its notes shown; each once, however often it loads."""
+    shown: set[str] = set()
+
+    def loaded(*arguments: Any, **settings: Any) -> Any:
+        model = load(*arguments, **settings)
+        show_notes([note for note in model.explain().notes if note not in shown], quiet)
+        shown.update(model.explain().notes)
+        return model
+
+    return loaded
 
 
 def read_text(file: str) -> str:

@@ -22,7 +22,7 @@ from engine.checkpoint.tensor_file import TENSORS, write_tensors
 from engine.checkpoint.tokenizer import Tokenizer
 from engine.errors import CheckpointError, Problem, Unsupported
 from engine.formats.hugging_face.architecture import Architecture
-from engine.formats.hugging_face.keys import HEAD_KEYS
+from engine.formats.hugging_face.keys import HEAD_KEYS, HEAD_SIZES
 from engine.formats.hugging_face.special_tokens import TOLD_AGAIN, WRITTEN_BACK
 from engine.formats.hugging_face.table import ARCHITECTURES
 from engine.formats.hugging_face.tokenizer import CLASSES
@@ -110,7 +110,7 @@ def layout(checkpoint: Checkpoint) -> tuple[dict[str, Any], Tensors]:
         str(index): [head for head in range(layer.attention.source_heads) if head not in layer.attention.kept]
         for index, layer in enumerate(spec.layers)
     }
-    config = {name: value for name, value in given.items() if name not in HEAD_KEYS}
+    config = {name: value for name, value in given.items() if name not in (*HEAD_KEYS, *HEAD_SIZES)}
     config["pruned_heads"] = {index: heads for index, heads in removed.items() if heads}
     if not config["pruned_heads"]:
         del config["pruned_heads"]

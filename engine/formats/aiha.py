@@ -60,7 +60,8 @@ class AihaLab(Converter):
         problems: list[Problem] = []
         notes: list[str] = []
         source = SourceTensors(tensors, problems)
-        settings = Settings(_flat(config, problems, notes), options, problems, notes)
+        unread: list[str] = []
+        settings = Settings(_flat(config, problems, notes, unread), options, problems, notes)
         settings.unknown_options(self.options)
 
         sizes = _sizes(source, settings)
@@ -102,14 +103,17 @@ class AihaLab(Converter):
             head=head,
             task="causal_lm",
         )
-        return Converted(Checkpoint(spec, {**tokens, **weights}), kept, scales, notes)
+        return Converted(Checkpoint(spec, {**tokens, **weights}), kept, scales, notes, unread)
 
 
 CONVERTER = AihaLab()
 
 
-def _flat(config: Mapping[str, Any], problems: list[Problem], notes: list[str]) -> dict[str, Any]:
-    """The settings of the repository's nested configuration; settings at its top level count where `model` has none."""
+def _flat(config: Mapping[str, Any], problems: list[Problem], notes: list[str], unread: list[str]) -> dict[str, Any]:
+    """The settings of the repository's nested configuration; settings at its top level count where `model` has none.
+
+    unread: gets the keys that are on no list.
+    """
     flat = {key: value for key, value in config.items() if key in AihaLab.options}
     model = _section(config, "model", problems)
     for key, value in model.items():
@@ -117,6 +121,7 @@ def _flat(config: Mapping[str, Any], problems: list[Problem], notes: list[str]) 
             flat[key] = value
         elif key not in TRAINING:
             notes.append(f"model.{key} of the configuration is not known and not used")
+            unread.append(f"model.{key}")
     loaders = _section(config, "dataloader", problems)
     test, *others = [(name, _section(loaders, name, problems)) for name in LOADERS]
     for key in ("mem_length", "seq_length"):

@@ -62,6 +62,10 @@ class SourceTensors:
         self._reported.add(name)
         return (1,) * rank
 
+    def any_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor that is there."""
+        return self._tensors[name].shape
+
     def rows(self, name: str) -> int:
         """How many rows a matrix has, 0 when it is absent: of a layer that may have no heads."""
         found = self._tensors.get(name)
@@ -162,6 +166,10 @@ class Settings:
         """Add a problem of a setting that only the converter can judge."""
         self._problems.append(Problem(name, expected, found))
 
+    def note(self, text: str) -> None:
+        """Add a remark for the report."""
+        self._notes.append(text)
+
     def integer(self, name: str, default: Any = REQUIRED, *, least: int = 0) -> int:
         value = self._value(name, default, "an integer")
         if isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31:
@@ -237,12 +245,19 @@ def refuse(problems: Sequence[Problem], converter: Converter, path: Path) -> Non
 
 @dataclass(frozen=True)
 class Converted:
-    """What a converter hands back: every head of the source, the heads its gates keep, scales on them, remarks."""
+    """What a converter hands back: every head of the source, the heads its gates keep, scales on them, remarks.
+
+    unread: keys of the configuration that are on no list of the format.  told: what its configuration left out and its tensors told.
+    undecided: the problem of a file that has gates without saying which heads they keep; heads= says it.
+    """
 
     checkpoint: Checkpoint  # unpruned: kept = all heads the source file holds
     kept: tuple[tuple[int, ...], ...]  # by the source's own gates; all of them without gates
     scales: tuple[tuple[float, ...], ...] | None = None  # per kept head
     notes: list[str] = field(default_factory=list)
+    unread: Sequence[str] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)
+    undecided: Problem | None = None
 
 
 class Converter(ABC):

@@ -100,7 +100,7 @@ class Fair(Converter):
         notes: list[str] = []
         source = SourceTensors(tensors, problems)
         flags = flat_flags(config, SYNONYMS, "config", problems)
-        report_unknown(flags, FLAGS, TRAINING, problems, notes)
+        unread = report_unknown(flags, FLAGS, TRAINING, problems, notes)
         settings = Settings(flags, flat_flags(options, SYNONYMS, "option", problems), problems, notes)
         settings.unknown_options(FLAGS)
 
@@ -128,7 +128,7 @@ class Fair(Converter):
             task="causal_lm",
         )
         every = tuple(tuple(range(sizes.heads)) for _ in layers)
-        return Converted(Checkpoint(spec, {**tokens, **weights}), every, None, notes)
+        return Converted(Checkpoint(spec, {**tokens, **weights}), every, None, notes, unread)
 
 
 CONVERTER = Fair()

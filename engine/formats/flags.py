@@ -36,8 +36,12 @@ def _entries(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def report_unknown(
     flags: Mapping[str, Any], settings: Sequence[str], training: Sequence[str], problems: list[Problem], notes: list[str]
-) -> None:
-    """An unknown flag that looks like a setting is a problem, any other a note; flags of training alone are passed over."""
+) -> list[str]:
+    """An unknown flag that looks like a setting is a problem, any other a note; flags of training alone are passed over.
+
+    The flags noted, which are on no list.
+    """
+    unread = []
     for name in flags:
         if name in settings or name in training or name in VOCABULARY:
             continue
@@ -46,3 +50,5 @@ def report_unknown(
             problems.append(Problem(f"config {name}", f"a setting of this format, such as {meant[0]}", repr(flags[name])[:60]))
         else:
             notes.append(f"{name} of the configuration is not known and not used")
+            unread.append(name)
+    return unread

@@ -21,10 +21,16 @@ AnyPath = str | os.PathLike[str]
 
 
 def open_checkpoint(
-    path: AnyPath, *, config: AnyPath | Mapping[str, Any] | None = None, heads: Any = None, check: bool = False, **options: Any
+    path: AnyPath,
+    *,
+    config: AnyPath | Mapping[str, Any] | None = None,
+    heads: Any = None,
+    check: bool = False,
+    strict: bool = False,
+    **options: Any,
 ) -> Checkpoint:
     """The spec and weights that engine.load would run, with nothing built; arguments and errors as there."""
-    return read_path(path, options, config=config, heads=heads, check=check)[0]
+    return read_path(path, options, config=config, heads=heads, check=check, strict=strict)[0]
 
 
 def read_path(
@@ -37,6 +43,7 @@ def read_path(
     check: bool = False,
     masked: bool = False,
     hashed: bool = False,
+    strict: bool = False,
 ) -> tuple[Checkpoint, ConversionReport]:
     """The checkpoint at a path and what was done to it. hashed: as engine.formats.read.convert_source; all else as engine.load.
 
@@ -49,7 +56,8 @@ def read_path(
     files = SideFiles(Path(path))
     if format == "auto" and checkpoints.is_engine_directory(path, files):
         return _read_directory(Path(path), files, options, config, heads, check=check, masked=masked)
-    return convert_source(open_source(path, config=config, format=format, files=files), options, heads=heads, masked=masked, hashed=hashed)
+    source = open_source(path, config=config, format=format, files=files, model_type=options.get("model_type"))
+    return convert_source(source, options, heads=heads, masked=masked, hashed=hashed, strict=strict)
 
 
 def _read_directory(

@@ -9,7 +9,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,28 +18,37 @@ import numpy as np
 
 from engine.checkpoint.tensor_file import read_tensors
 from engine.errors import CheckpointError, ConversionError, Problem
+from engine.formats.names import STATE_DICTS, find_state_dict, renamed, unwrapped
 
-STATE_DICT_KEYS = ("network", "model", "state_dict")  # aiha-lab, FAIR, common
-PREFIXES = ("module.", "network.")  # of wrappers, in any order and number
 SAVE_HINT = "save its tensors alone and convert that file: torch.save(model.state_dict(), 'model.pt')"
 
 
 @dataclass(frozen=True)
 class LoadedFile:
-    """tensors: name → array without wrapper prefixes, possibly memory-mapped.  extras: integers beside the state dict (epoch, ...)."""
+    """tensors: name → array without wrapper prefixes, possibly memory-mapped.  extras: integers beside the state dict (epoch, ...).
+
+    notes: which of several state dicts it is.
+    """
 
     tensors: dict[str, np.ndarray]
     extras: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def load_tensors(path: Path) -> LoadedFile:
     """The state dict of a .ckpt, .pt, .pth, .bin or .safetensors file; raises ConversionError whatever the bytes are."""
+    loaded = load_as_named(path)
+    return replace(loaded, tensors=without_wrappers(loaded.tensors, path.name))
+
+
+def load_as_named(path: Path) -> LoadedFile:
+    """As load_tensors, by the names in the file."""
     source = path.name
     if path.suffix == ".safetensors":
         _check_file(path)
-        return LoadedFile(_stripped(_load_safetensors(path), source), {})
+        return LoadedFile(_load_safetensors(path), {})
     with _opened(path) as file:
-        state, extras = _state_dict(_torch_load(path, file), source)
+        state, extras, notes = _state_dict(_torch_load(path, file), source)
         problems: list[Problem] = []
         arrays: dict[str, np.ndarray] = {}
         for key, value in state.items():
@@ -53,7 +62,7 @@ def load_tensors(path: Path) -> LoadedFile:
         if problems:
             raise ConversionError(problems, source=source, hint=SAVE_HINT)
         _check_records(path, file, state.values())
-    return LoadedFile(_stripped(arrays, source), extras)
+    return LoadedFile(arrays, extras, notes)
 
 
 def load_array(path: Path) -> np.ndarray:
@@ -172,19 +181,17 @@ def _load_error(error: Exception, path: Path) -> ConversionError:
     )
 
 
-def _state_dict(content: Any, source: str) -> tuple[Mapping[Any, Any], dict[str, int]]:
-    """The mapping that holds the tensors, and the plain values beside it."""
+def _state_dict(content: Any, source: str) -> tuple[Mapping[Any, Any], dict[str, int], tuple[str, ...]]:
+    """The mapping that holds the tensors, the plain values beside it, and which of several it is."""
     if not isinstance(content, Mapping):
         raise ConversionError(Problem("file", "a dict of tensors", type(content).__name__), source=source, hint=SAVE_HINT)
-    if any(_is_tensor(value) for value in content.values()):
-        return content, {}
-    for key in STATE_DICT_KEYS:
-        inner = content.get(key)
-        if isinstance(inner, Mapping) and any(_is_tensor(value) for value in inner.values()):
-            extras = {_printable(k): v for k, v in content.items() if isinstance(v, int)}
-            return inner, extras
+    notes: list[str] = []
+    state = find_state_dict(content, _is_tensor, notes)
+    if state is not None:
+        extras = {} if state is content else {_printable(key): value for key, value in content.items() if isinstance(value, int)}
+        return state, extras, tuple(_printable(note) for note in notes)
     keys = ", ".join(str(key)[:40] for key in list(content)[:8]) or "nothing"
-    expected = "tensors at the top level or under " + ", ".join(STATE_DICT_KEYS)
+    expected = "tensors at the top level or under " + ", ".join(STATE_DICTS)
     raise ConversionError(Problem("file", expected, f"the entries {keys}"), source=source, hint=SAVE_HINT)
 
 
@@ -224,18 +231,10 @@ def _to_array(name: str, value: Any, file_size: int, problems: list[Problem]) ->
         return None
 
 
-def _stripped(arrays: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
+def without_wrappers(arrays: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
     """Names without wrapper prefixes; two names that become one are an error."""
-    result: dict[str, np.ndarray] = {}
-    origin: dict[str, str] = {}
-    problems = []
-    for name, array in arrays.items():
-        short = name
-        while short.startswith(PREFIXES):
-            short = short[short.index(".") + 1 :]
-        if short in result:
-            problems.append(Problem(name, f"one tensor named {short}", f"{origin[short]} as well"))
-        result[short], origin[short] = array, name
+    problems: list[Problem] = []
+    result = renamed(arrays, unwrapped, problems)
     if problems:
         raise ConversionError(problems, source=source, hint="the file holds two models; keep one state dict")
     return result

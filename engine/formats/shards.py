@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.checkpoint.tensor_file import read_tensors
 from engine.errors import CheckpointError, ConversionError, Problem
-from engine.formats.pickles import LoadedFile, load_tensors
+from engine.formats.pickles import LoadedFile, load_as_named, load_tensors, without_wrappers
 from engine.spec.strict_json import parse_json, read_bytes
 
 INDEX = ".index.json"
@@ -19,7 +19,7 @@ def load_source(path: Path) -> LoadedFile:
         return load_tensors(path)
     if path.name.endswith(f".safetensors{INDEX}"):
         try:
-            return LoadedFile(read_tensors(path), {})
+            return LoadedFile(without_wrappers(read_tensors(path), path.name), {})
         except CheckpointError as error:
             raise ConversionError(error.problems, source=path.name, hint=error.hint) from error
     return _load_pickled_shards(path)
@@ -37,14 +37,14 @@ def _load_pickled_shards(index: Path) -> LoadedFile:
     problems: list[Problem] = []
     tensors = {}
     for name in sorted(set(placed.values())):
-        held = load_tensors(index.parent / name).tensors
+        held = load_as_named(index.parent / name).tensors
         wanted = {tensor for tensor, file in placed.items() if file == name}
         problems += [Problem(tensor, f"a tensor in {name}", "nothing") for tensor in sorted(wanted - set(held))]
         problems += [Problem(tensor, f"to be listed under {name}", "it in the file only") for tensor in sorted(set(held) - wanted)]
         tensors.update(held)
     if problems:
         raise ConversionError(problems, source=index.name, hint="the shards are not those the index was written for: copy them again")
-    return LoadedFile(tensors, {})
+    return LoadedFile(without_wrappers(tensors, index.name), {})
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -10,9 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine.checkpoint.side_files import SideFiles
 from engine.errors import ConversionError, Problem
 from engine.formats.base import Converter
+from engine.formats.names import common_prefix
 from engine.formats.pickles import LoadedFile
 from engine.formats.shards import files_of, load_source
 from engine.formats.table import FORMATS, SUFFIXES, Format, formats
@@ -22,25 +25,29 @@ CONFIG = "config.json"
 AnyPath = str | os.PathLike[str]
 
 
-def open_source(path: AnyPath, *, config: Any = None, format: str = "auto", files: SideFiles | None = None) -> Source:
+def open_source(
+    path: AnyPath, *, config: Any = None, format: str = "auto", files: SideFiles | None = None, model_type: Any = None
+) -> Source:
     """Find the file of a source; nothing but config.json of a directory is read before it is asked for.
 
     path: a file, or a directory with exactly one checkpoint.  config: a path or a mapping; looked for beside the file when None.
-    files: those beside it, where a caller has read some of them.  Raises ConversionError for a directory that holds none, or several.
+    files: those beside it, where a caller has read some of them.  model_type: what a user says in place of config.json.
+    Raises ConversionError for a directory that holds none, or several.
     """
     files = files or SideFiles(Path(path))
     file = _tensor_file(Path(path), files)
-    return Source(file, config, format, files if files.folder == file.parent else SideFiles(file.parent))
+    return Source(file, config, format, files if files.folder == file.parent else SideFiles(file.parent), model_type)
 
 
 class Source:
     """What a user gave to convert. Each property is read when it is first asked for and kept; each may raise ConversionError."""
 
-    def __init__(self, file: Path, config: Any, format: str, files: SideFiles) -> None:
+    def __init__(self, file: Path, config: Any, format: str, files: SideFiles, model_type: Any = None) -> None:
         self.file = file  # of tensors, or the index of several
         self.files = files
         self._given = config
         self._format = format
+        self._said = {} if model_type is None else {"model_type": model_type}
 
     @cached_property
     def loaded(self) -> LoadedFile:
@@ -54,8 +61,23 @@ class Source:
         if told := [row for row in rows if row.is_told(self._readable_config())]:
             rows = told
             converter: Converter = told[0].converter()
-            converter.require_config(self.config_of(converter), self.file.name)  # before a large file is read
+            if not self._said:
+                converter.require_config(self.config_of(converter), self.file.name)  # before a large file is read
         return _recognised(rows, list(self.loaded.tensors), self._format, self.file.name)
+
+    @cached_property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Tensors by names without a prefix that all share, where the converter knows none but those behind it."""
+        tensors = self.loaded.tensors
+        while not self.converter.recognises(list(tensors)) and (prefix := common_prefix(list(tensors))):
+            tensors = {name.removeprefix(prefix): array for name, array in tensors.items()}
+        return tensors
+
+    @property
+    def notes(self) -> list[str]:
+        """What was chosen in finding the tensors."""
+        shared = next((name.removesuffix(short) for name, short in zip(self.loaded.tensors, self.tensors, strict=True)), "")
+        return [*self.loaded.notes, *([f"{shared} in front of every tensor's name left out"] if shared else [])]
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -92,11 +114,10 @@ class Source:
 
     def _readable_config(self) -> Any:
         """The configuration where there is one that can be read; never raises."""
-        if self._given is None:
-            return self.files.json_or_none(self.files.folder / CONFIG)
-        if isinstance(self._given, (str, os.PathLike)):
-            return self.files.json_or_none(Path(self._given))
-        return self._given
+        given = self._given
+        if given is None or isinstance(given, (str, os.PathLike)):
+            given = self.files.json_or_none(self.files.folder / CONFIG if given is None else Path(given))
+        return {**(given if isinstance(given, Mapping) else {}), **self._said} if self._said else given
 
 
 def json_values(values: Mapping[str, Any], what: str, source: str) -> dict[str, Any]:
@@ -124,7 +145,9 @@ def _tensor_file(path: Path, files: SideFiles) -> Path:
             return path
         config = files.json_or_none(path / CONFIG)
         for row in FORMATS:
-            if row.is_told(config) and (present := [path / name for name in row.files if (path / name).is_file()]):
+            usual = isinstance(config, Mapping) and any(key in config for key in row.usual)
+            told = row.is_told(config) or usual or any(files.has(name) for name in row.only_its_own)
+            if told and (present := [path / name for name in row.files if (path / name).is_file()]):
                 return present[0]
         found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
     except (OSError, ValueError) as error:
@@ -136,12 +159,14 @@ def _tensor_file(path: Path, files: SideFiles) -> Path:
     raise ConversionError(Problem("source", expected, names), source=str(path), hint="name the file itself")
 
 
-def _recognised(rows: Sequence[Format], names: Sequence[str], format: str, source: str) -> Converter:
-    """The converter of the one row that recognises the tensors' names."""
+def _recognised(rows: Sequence[Format], names: list[str], format: str, source: str) -> Converter:
+    """The converter of the one row that recognises the tensors' names, or what is behind a prefix that all share."""
     if not rows:
         raise ConversionError(Problem("format", "auto, " + ", ".join(formats()), repr(format)), source=source)
     converters: list[Converter] = [row.converter() for row in rows]
-    recognised = [converter for converter in converters if converter.recognises(names)]
+    behind = names
+    while not (recognised := [converter for converter in converters if converter.recognises(behind)]) and (prefix := common_prefix(behind)):
+        behind = [name.removeprefix(prefix) for name in behind]
     if len(recognised) == 1:
         return recognised[0]
     looked_for = "; ".join(f"{row.name} (looked for {row.tensor})" for row in rows)

@@ -13,7 +13,8 @@ class Format:
     """One source format. module: offers its converter (engine.formats.base) as CONVERTER, imported when it is needed.
 
     tensor: one by which the converter recognises a file. told_by: a key of config.json that only this format has, so that its directory is
-    known before a tensor is read, and the first of `files` in it is the one to read; None where tensors alone tell.
+    known before a tensor is read, and the first of `files` in it is the one to read; None where tensors alone tell. only_its_own: names of
+    files of the same meaning. usual: keys of a config.json without told_by, which makes the first of `files` the one to read among several.
     """
 
     name: str
@@ -22,6 +23,8 @@ class Format:
     tensor: str
     told_by: str | None = None
     files: tuple[str, ...] = ()
+    only_its_own: tuple[str, ...] = ()
+    usual: tuple[str, ...] = ()
 
     def is_named(self, name: Any) -> bool:
         """Whether a user's word for a format, in any spelling, means this one; auto means every one."""
@@ -45,6 +48,8 @@ FORMATS = (
         "encoder.layer.0.attention.self.query.weight",
         told_by="model_type",
         files=("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+        only_its_own=("bert_config.json",),
+        usual=("architectures", "num_attention_heads", "n_heads", "n_head"),
     ),
     Format("transformer-xl", ("txl", "transformer-xl-kimiyoung"), "engine.formats.transformer_xl", "layers.0.dec_attn.qkv_net.weight"),
 )

@@ -99,7 +99,7 @@ class TransformerXL(Converter):
         notes: list[str] = []
         source = SourceTensors(tensors, problems)
         flags = flat_flags(config, {}, "config", problems)
-        report_unknown(flags, FLAGS, TRAINING, problems, notes)
+        unread = report_unknown(flags, FLAGS, TRAINING, problems, notes)
         if flags.get("d_embed") == -1:
             del flags["d_embed"]  # the default of train.py, which puts d_model in its place
         settings = Settings(flags, flat_flags(options, {}, "option", problems), problems, notes)
@@ -127,7 +127,7 @@ class TransformerXL(Converter):
             task="causal_lm",
         )
         every = (tuple(range(sizes.heads)),) * sizes.layers
-        return Converted(Checkpoint(spec, {**tokens, **weights}), every, None, notes)
+        return Converted(Checkpoint(spec, {**tokens, **weights}), every, None, notes, unread)
 
 
 CONVERTER = TransformerXL()

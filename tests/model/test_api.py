@@ -50,7 +50,7 @@ def test_public_names() -> None:
     assert set(engine.__all__) == {"load", "convert", "Model", "ModelSpec", "errors", "__version__"} == set(dir(engine))
     assert engine.load is api.load and engine.Model is api.Model and engine.__version__
     assert list(inspect.signature(engine.load).parameters) == (
-        ["path", "backend", "device", "dtype", "threads", "quantization", "config", "heads", "check", "masked", "options"]
+        ["path", "backend", "device", "dtype", "threads", "quantization", "config", "heads", "check", "masked", "strict", "options"]
     )
     assert list(inspect.signature(engine.convert).parameters) == [
         "source",
@@ -59,6 +59,7 @@ def test_public_names() -> None:
         "config",
         "heads",
         "force",
+        "strict",
         "options",
     ]
     with pytest.raises(AttributeError, match="no attribute 'lod'"):

@@ -180,7 +180,7 @@ SOURCES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "device": (write_source, {"device": 0}),
     # Hugging Face
     "a model_type of no architecture": (bert(model_type="albert"), {}),
-    "no model_type": (bert(model_type=None), {}),
+    "no model_type": (bert("roberta", "Model", model_type=None, architectures=None), {}),
     "tensors that are not the model_type's": (
         lambda folder: Source({"model_type": "bert"}, {"x": np.ones(2, np.float32)}).write(folder / "model"),
         {},
@@ -190,7 +190,7 @@ SOURCES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "cross attention": (bert(add_cross_attention=True), {}),
     "narrow embeddings": (bert("electra", "Model", embedding_size=7), {}),
     "an activation": (bert(hidden_act="mish"), {}),
-    "a misspelled key": (bert(pruned_head={"0": [1]}), {}),
+    "a misspelled key": (bert(pruned_head={"0": [1]}), {"strict": True}),
     "a width": (bert(intermediate_size=11), {}),
     "labels": (bert(id2label={"0": "A"}), {}),
     "an architecture of no task": (bert(architectures=["BertForNextSentencePrediction"]), {}),

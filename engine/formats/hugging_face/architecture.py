@@ -26,8 +26,10 @@ class Architecture:
     read_task: the task, from `architectures`, the option task or the tensors.  read: the whole model, its problems still to be told.
     write: (spec, our tensors, class name) → tensors by their names there; None where `headcount export hf` does not write it.
     tokenizer: (files beside the tensors, tokenizer_config.json) → the text of a tokenizer.json, None without vocabulary files.
-    Keys of config.json, each in one list: honoured, read by the two functions above; harmless, of training, generation and bookkeeping;
-    changes_the_computation, refused by name when the value is one that changes something. A key in none of them is noted in the report.
+    Keys of config.json, each in one list: honoured, read by the two functions above; harmless, of training, generation and bookkeeping, as
+    is every key that begins with _; changes_the_computation, refused by name when the value is one that changes something. A key in none of
+    them is noted in the report, and refused under strict.  second_names: keys the library takes for sizes by another name.
+    prefix, layers: what stands before a task model's own tensors, and before the number of a layer; anything in front of both is left out.
     """
 
     classes: str
@@ -40,3 +42,6 @@ class Architecture:
     harmless: tuple[str, ...]
     changes_the_computation: Mapping[str, Change]
     write: Callable[[ModelSpec, Weights, str], dict[str, np.ndarray]] | None = None
+    second_names: tuple[str, ...] = ()
+    prefix: str = ""
+    layers: str = ""

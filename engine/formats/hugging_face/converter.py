@@ -1,6 +1,7 @@
 """Hugging Face directories → Checkpoint, without their library: the configuration's model_type chooses the row of ARCHITECTURES.
 
-A directory of transformers 4 or 5: config.json, and tensors in model.safetensors, its shards, or pytorch_model.bin.
+A directory of transformers 4 or 5, or of what came before it: config.json or bert_config.json, and tensors in model.safetensors, its
+shards, or pytorch_model.bin.
 """
 
 from __future__ import annotations
@@ -12,38 +13,41 @@ from typing import Any
 import numpy as np
 
 from engine.checkpoint.side_files import SideFiles
-from engine.errors import ConversionError, Problem
+from engine.errors import Problem
 from engine.formats.base import Converted, Converter, Settings, SourceTensors, refuse
-from engine.formats.flags import report_unknown
 from engine.formats.hugging_face.architecture import Architecture
+from engine.formats.hugging_face.config import same_by_other_names, unknown_keys
+from engine.formats.hugging_face.gates import read_gates
+from engine.formats.hugging_face.model_type import model_type
+from engine.formats.hugging_face.names import own_names
 from engine.formats.hugging_face.special_tokens import read_told
 from engine.formats.hugging_face.table import ARCHITECTURES
 from engine.formats.hugging_face.tokenizer import read_hugging_face_tokenizer
-
-OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}  # of norms, before 2019
 
 
 class HuggingFace(Converter):
     """Every model_type of ARCHITECTURES."""
 
     name = "huggingface"
-    config_names = ("config.json",)
-    options = ("task",)
+    config_names = ("config.json", "bert_config.json")
+    options = ("task", "model_type", "head_dim")
 
     def recognises(self, names: Sequence[str]) -> bool:
         return any(row.recognised_by in name for name in names for row in ARCHITECTURES.values())
 
     def require_config(self, config: Mapping[str, Any], source: str) -> None:
-        _architecture(config, source)
+        model_type(config, {}, (), source, [])
 
     def read(self, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], options: Mapping[str, Any], path: Path) -> Converted:
-        architecture = _architecture(config, path.name)
         problems: list[Problem] = []
         notes: list[str] = []
-        source = SourceTensors(_renamed(tensors), problems)
-        known = (*architecture.honoured, *architecture.changes_the_computation)
-        report_unknown(config, known, architecture.harmless, problems, notes)
-        settings = Settings(config, options, problems, notes)
+        kind = model_type(config, options, tensors, path.name, notes)
+        architecture = ARCHITECTURES[kind]
+        alike = {row.prefix for row in ARCHITECTURES.values() if row.layers == architecture.layers} - {architecture.prefix}
+        source = SourceTensors(own_names(tensors, architecture, alike, problems, notes), problems)
+        refuse(problems, self, path)  # the names found, once
+        unread = unknown_keys(config, architecture, notes)
+        settings = Settings(same_by_other_names(config, architecture, problems, notes), options, problems, notes)
         settings.unknown_options(self.options)
         before = len(problems)
         task = architecture.read_task(source, settings, notes)
@@ -51,13 +55,16 @@ class HuggingFace(Converter):
         if len(problems) > before:
             refuse(problems, self, path)  # what else its tensors are says nothing
         checkpoint, kept = architecture.read(task, source, settings, notes)
+        gates = read_gates(source, kept, [layer.attention.source_heads for layer in checkpoint.spec.layers], notes)
         source.finish()
         refuse(problems, self, path)
-        return Converted(checkpoint, kept, None, notes)
+        told = {} if config.get("model_type") == kind else {"model_type": kind}
+        return Converted(checkpoint, gates.kept, gates.scales, notes, unread, told, gates.undecided)
 
     def tokenizer(self, files: SideFiles, config: Mapping[str, Any], source: str, vocab: int, notes: list[str]) -> str | None:
         """A tokenizer.json may have other numbers of tokens than the model: ids beyond it are refused when they are used."""
-        return read_hugging_face_tokenizer(_architecture(config, source).tokenizer, config["model_type"], files, notes)
+        kind = model_type(config, {}, (), source, [])
+        return read_hugging_face_tokenizer(ARCHITECTURES[kind].tokenizer, kind, files, notes)
 
     def tokenizer_settings(self, files: SideFiles) -> Mapping[str, Any]:
         """Roles of special tokens, the side of padding and the class, as tokenizer_config.json and special_tokens_map.json have them."""
@@ -67,29 +74,8 @@ class HuggingFace(Converter):
 CONVERTER = HuggingFace()
 
 
-def _architecture(config: Mapping[str, Any], source: str) -> Architecture:
-    """Of the configuration's model_type; raises ConversionError with the list of them where it is none."""
-    kind = config.get("model_type")
-    if isinstance(kind, str) and kind in ARCHITECTURES:
-        return ARCHITECTURES[kind]
-    nothing = f"nothing: {'the configuration has none' if config else 'no config.json beside the file'}"
-    found = repr(kind)[:60] if kind is not None else nothing
-    hint = "see the support table in README.md"
-    raise ConversionError(Problem("config model_type", "one of " + ", ".join(ARCHITECTURES), found), source=source, hint=hint)
-
-
 def _refuse_changes(architecture: Architecture, settings: Settings) -> None:
     for key, change in architecture.changes_the_computation.items():
         value = settings.value(key)
         if (expected := change(value, settings)) is not None:
             settings.problem(f"config {key}", expected, "true" if value is True else repr(value)[:60])
-
-
-def _renamed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    renamed = {}
-    for name, array in tensors.items():
-        for old, new in OLD_NAMES.items():
-            if name.endswith(f"LayerNorm{old}") and name.removesuffix(old) + new not in tensors:
-                name = name.removesuffix(old) + new
-        renamed[name] = array
-    return renamed

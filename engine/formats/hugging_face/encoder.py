@@ -17,7 +17,19 @@ from engine.formats.base import Settings, SourceTensors
 from engine.formats.hugging_face.architecture import Architecture, Kept
 from engine.formats.hugging_face.family import Family
 from engine.formats.hugging_face.heads import Heads, read_heads
-from engine.formats.hugging_face.keys import HARMLESS, HONOURED, as_wide_as, not_a_decoder, only_absolute, read_activation
+from engine.formats.hugging_face.keys import (
+    CAUSAL,
+    CHANGES,
+    HARMLESS,
+    HONOURED,
+    KEY_HEADS,
+    NORM_FIRST,
+    SECOND_NAMES,
+    as_many_as,
+    as_wide_as,
+    none_of,
+    read_activation,
+)
 from engine.formats.hugging_face.tasks import ENDINGS, Weights, read_head, read_task
 from engine.spec import Absolute, Activation, AttentionSpec, Cluster, Embedding, FeedForward, LayerSpec, ModelSpec, Task
 
@@ -35,11 +47,15 @@ def encoder(classes: str, family: Family, tokenizer: Callable[[SideFiles, Mappin
         honoured=(*HONOURED, *family.settings.values()),
         harmless=HARMLESS,
         changes_the_computation={
-            "position_embedding_type": only_absolute,
-            "is_decoder": not_a_decoder,
-            "add_cross_attention": not_a_decoder,
+            **CHANGES,
+            **dict.fromkeys(NORM_FIRST, none_of("norms stand behind the sums of this architecture")),
+            **dict.fromkeys(CAUSAL, none_of("every token sees every other in this architecture")),
             "embedding_size": as_wide_as(family.settings["hidden"]),
+            **dict.fromkeys(KEY_HEADS, as_many_as(family.settings["heads"])),
         },
+        second_names=SECOND_NAMES if family.settings["hidden"] == "dim" else (),
+        prefix=family.prefix,
+        layers=family.layers,
     )
 
 

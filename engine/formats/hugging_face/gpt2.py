@@ -18,13 +18,26 @@ from engine.formats.hugging_face.architecture import Architecture, Kept
 from engine.formats.hugging_face.encoder import layer_spec
 from engine.formats.hugging_face.family import weight_and_bias
 from engine.formats.hugging_face.heads import Heads, read_heads
-from engine.formats.hugging_face.keys import HARMLESS, HONOURED, as_wide_as, not_a_decoder, only_absolute, read_activation
+from engine.formats.hugging_face.keys import (
+    CAUSAL,
+    CHANGES,
+    HARMLESS,
+    HONOURED,
+    KEY_HEADS,
+    NORM_FIRST,
+    SECOND_NAMES,
+    as_many_as,
+    as_wide_as,
+    not_off,
+    read_activation,
+)
 from engine.formats.hugging_face.tasks import is_tied
 from engine.formats.hugging_face.tokenizer import byte_pair_files
 from engine.spec import Activation, Cluster, Embedding, LayerSpec, ModelSpec, OutputCluster, Task, Vocabulary
 
 Weights = dict[str, np.ndarray]
 PREFIX = "transformer."
+DECODERS = ("lm_head.weight", "lm_head.decoder.weight")  # the second before transformers 2
 BUFFERS = ("attn.bias", "attn.masked_bias")  # triangles of ones that older versions kept
 TASKS: dict[str, Task] = {"LMHeadModel": "causal_lm", "Model": "causal_lm"}  # the bare one has the same head: its own words
 CLASSES = tuple(f"GPT2{ending}" for ending in TASKS)
@@ -56,9 +69,13 @@ def read_gpt2(task: Task, source: SourceTensors, settings: Settings, notes: list
     }
     for index, name in enumerate(names):
         weights |= _layer(source, name, f"layers.{index}.", hidden, len(heads.kept[index]) * heads.head_dim, widths[index])
-    tied = is_tied(source, settings, "lm_head.weight", weights["embedding.0"])
+    decoders = [name for name in DECODERS if name in source] or [DECODERS[0]]
+    tied = all([is_tied(source, settings, name, weights["embedding.0"]) for name in decoders])
     if not tied:
-        weights["head.0"] = source.take("lm_head.weight", (vocab, hidden))
+        weights["head.0"] = source.take(decoders[0], (vocab, hidden))
+        for name in decoders[1:]:
+            if not np.array_equal(source.take(name, (vocab, hidden)), weights["head.0"]):
+                settings.problem(name, f"the numbers of {decoders[0]}, which it is another name of", "others")
     head = Vocabulary((OutputCluster(vocab, hidden, False, tied, False),), "ascending", "hidden", bias=False)
     activation, eps = read_activation(settings, "activation_function", "gelu_new"), settings.number("layer_norm_epsilon", 1e-5)
     specs = tuple(
@@ -164,9 +181,12 @@ GPT2 = Architecture(
     ),
     harmless=HARMLESS,
     changes_the_computation={
-        "position_embedding_type": only_absolute,
-        "is_decoder": not_a_decoder,
-        "add_cross_attention": not_a_decoder,
+        **CHANGES,
+        **dict.fromkeys((*NORM_FIRST, *CAUSAL), not_off),
         "embedding_size": as_wide_as("n_embd"),
+        **dict.fromkeys(KEY_HEADS, as_many_as("n_head")),
     },
+    second_names=(*SECOND_NAMES, "max_position_embeddings"),
+    prefix="transformer",
+    layers="h.",
 )

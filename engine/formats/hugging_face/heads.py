@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.formats.base import Settings
+from engine.formats.hugging_face.keys import HEAD_SIZES
 
 COUNTS = ("num_attention_heads_per_layer", "layer_head_num")  # a list of numbers of heads
 PER_LAYER = ("num_attention_heads", "n_heads", "n_head", "intermediate_size", "hidden_dim", "n_inner")
@@ -28,7 +29,8 @@ def read_heads(settings: Settings, heads_name: str, hidden: int, rows: Sequence[
     v4 `pruned_heads` {layer: [removed]} and `kept_heads` name heads by the numbers of the unpruned model; v5 `per_layer_config` and lists
     of counts only say how many; without any of them the tensors do. Two that differ are a problem that names both.
     """
-    source_heads, head_dim = _sizes(settings, heads_name, hidden, rows)
+    told_dim = _head_size(settings)
+    source_heads, head_dim = _sizes(settings, heads_name, hidden, rows, told_dim)
     layers = len(rows)
     numbers = {
         "pruned_heads": _pruned(settings, layers, source_heads),
@@ -37,6 +39,13 @@ def read_heads(settings: Settings, heads_name: str, hidden: int, rows: Sequence[
     per_layer = _per_layer(settings, layers, head_dim)
     counts = {name: _counts(settings, name, layers) for name in COUNTS}
     counts["per_layer_config"] = _per_layer_counts(per_layer, layers, source_heads)
+    if settings.has(heads_name) and not any([*numbers.values(), *counts.values()]):
+        if told_dim is None:
+            _require_one_reading(settings, source_heads, hidden, rows)
+        elif not settings.has("head_dim") and source_heads * told_dim != hidden and all(size == hidden for _, size in rows):
+            name = next(name for name in HEAD_SIZES if settings.has(name))  # a second name, stale where no head was cut
+            expected = f"{hidden} / {source_heads} heads, for every layer has {hidden} rows; head_dim in its place is taken as it stands"
+            settings.problem(f"config {name}", expected, str(told_dim))
     kept = []
     for layer, (tensor, size) in enumerate(rows):
         said = {f"config {name}": len(lists[layer]) for name, lists in numbers.items() if lists}
@@ -62,19 +71,40 @@ def read_heads(settings: Settings, heads_name: str, hidden: int, rows: Sequence[
     return Heads(source_heads, head_dim, tuple(kept), _widths(per_layer))
 
 
-def _sizes(settings: Settings, heads_name: str, hidden: int, rows: Sequence[tuple[str, int]]) -> tuple[int, int]:
+def _head_size(settings: Settings) -> int | None:
+    """The size of a head, by any of its names; a problem where two of them differ."""
+    told = {name: settings.integer(name, least=1) for name in HEAD_SIZES if settings.has(name)}
+    first = next(iter(told), None)
+    for name, size in told.items():
+        if first is not None and size != told[first]:
+            settings.problem(f"config {name}", f"{told[first]}, as {first} says", str(size))
+    return None if first is None else told[first]
+
+
+def _sizes(settings: Settings, heads_name: str, hidden: int, rows: Sequence[tuple[str, int]], head_dim: int | None) -> tuple[int, int]:
     """Heads of an unpruned layer and their size; where only one is told, or only the heads of each layer, they make up the hidden size."""
     if settings.has(heads_name):
         source_heads = settings.integer(heads_name, least=1)
-        if not settings.has("head_dim") and hidden % source_heads:
+        if head_dim is None and hidden % source_heads:
             settings.problem(heads_name, f"a divisor of the hidden size {hidden}", str(source_heads))
-        return source_heads, settings.integer("head_dim", max(hidden // source_heads, 1), least=1)
+        return source_heads, head_dim or max(hidden // source_heads, 1)
     counts = next((found for name in COUNTS if (found := _counts(settings, name, len(rows)))), None) or _named(settings, len(rows))
     shown = {size // counts[layer] for layer, (_, size) in enumerate(rows) if counts.get(layer) and size % counts[layer] == 0}
-    if not settings.has("head_dim") and len(shown) != 1:
+    if head_dim is None and len(shown) != 1:
         return settings.integer(heads_name, least=1), 1  # says that nothing gives it
-    head_dim = settings.integer("head_dim", least=1) if settings.has("head_dim") else max(shown.pop(), 1)
+    head_dim = head_dim or max(shown.pop(), 1)
     return max(hidden // head_dim, 1), head_dim
+
+
+def _require_one_reading(settings: Settings, source_heads: int, hidden: int, rows: Sequence[tuple[str, int]]) -> None:
+    """A problem where every layer has the same rows, fewer than the hidden size: some of the heads, or all of them and smaller."""
+    tensor, size = rows[0] if rows else ("", hidden)
+    if size and size < hidden and size % source_heads == 0 and all(other == size for _, other in rows):
+        usual = max(hidden // source_heads, 1)
+        all_left = f"{source_heads} heads of {size // source_heads}"
+        found = all_left if size % usual else f"{size // usual} of {source_heads} heads of {usual}, or {all_left}"
+        expected = f"the size of a head: {size} rows of {tensor} in every layer may be {found}"
+        settings.problem("option head_dim", expected, "nothing: neither the file nor its configuration gives it")
 
 
 def _pruned(settings: Settings, layers: int, source_heads: int) -> list[tuple[int, ...]]:

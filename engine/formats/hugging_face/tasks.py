@@ -24,6 +24,8 @@ ENDINGS: dict[str, Task] = {  # what the name of an encoder's class ends with â†
     "ForQuestionAnswering": "token_classification",
     "ForSequenceClassification": "sequence_classification",
 }
+TAG_PREFIXES = ("B-", "I-", "E-", "S-", "L-", "U-")  # of words inside a span: BIO, BIOES, BILOU
+TAGGING = ("ner", "pos", "chunk", "chunking", "udpos", "panx", "conll2003", "token-classification", "token_classification")
 OTHER_HEADS = ("cls.seq_relationship.weight", "cls.seq_relationship.bias")  # next-sentence prediction, which nothing here asks for
 
 
@@ -40,14 +42,16 @@ def read_task(family: Family, source: SourceTensors, settings: Settings, notes: 
         _require_head(family, tasks[asked], source, settings, "option task", asked)
         return tasks[asked]
     if not architectures:
-        return _task_of_tensors(source)
+        task, told_by = _guessed(source, settings)
+        notes.append(f"task {task}: guessed by {told_by}; -o task=NAME (task=) says another")
+        return task
     name = architectures[0] if isinstance(architectures, list) and isinstance(architectures[0], str) else ""
     found = {ending: task for ending, task in ENDINGS.items() if name.endswith(ending)}
     if not found:
         settings.problem("config architectures", f"a name that ends with {', '.join(ENDINGS)}", repr(architectures)[:80])
         return "hidden"
     ending = max(found, key=len)
-    task: Task = "hidden" if family.discriminates and ending == "ForPreTraining" else found[ending]
+    task = "hidden" if family.discriminates and ending == "ForPreTraining" else found[ending]
     _require_head(family, task, source, settings, "config architectures", name)
     return task
 
@@ -64,6 +68,20 @@ def _require_head(family: Family, task: Task, source: SourceTensors, settings: S
     if names and not any(name in source for name in names):
         there = " or ".join(dict.fromkeys((_task_of_tensors(source), "hidden")))
         settings.problem(where, f"task {there}: the file has no {names[0]}", repr(asked))
+
+
+def _guessed(source: SourceTensors, settings: Settings) -> tuple[Task, str]:
+    """The task and what tells it. A classifier beside a pooler is of words where its labels or its data say so: old files have both."""
+    task = _task_of_tensors(source)
+    if task != "sequence_classification" or "classifier.weight" not in source:
+        return task, "the tensors"
+    names, data = settings.value("id2label"), settings.value("finetuning_task")
+    labels = [str(name) for name in names.values()] if isinstance(names, Mapping) else []
+    if labels and all(label == "O" or label[:2] in TAG_PREFIXES for label in labels) and any(label != "O" for label in labels):
+        return "token_classification", "the labels of id2label"
+    if isinstance(data, str) and data.lower() in TAGGING:
+        return "token_classification", f"finetuning_task {data!r}"
+    return task, "the tensors, a classifier beside a pooler"
 
 
 def _task_of_tensors(source: SourceTensors) -> Task:
@@ -118,7 +136,11 @@ def _labels(
     labels = source.shape(f"{name}.weight", 2)[0]
     names = settings.value("id2label")
     if name == "classifier" or name.startswith("classifier."):
-        settings.agree("num_labels", labels, f"rows of {name}.weight")
+        if isinstance(names, Mapping) and len(names) == labels:  # which the library goes by
+            if settings.value("num_labels") not in (None, labels):
+                settings.note(f"num_labels {settings.value('num_labels')!r} of the configuration is not used: id2label has {labels}")
+        else:
+            settings.agree("num_labels", labels, f"rows of {name}.weight")
         if isinstance(names, Mapping) and len(names) != labels and source.sound(f"{name}.weight"):
             settings.problem("config id2label", f"{labels} labels, the rows of {name}.weight", str(len(names)))
     weights["head.labels"] = source.take(f"{name}.weight", (labels, hidden))
