@@ -45,9 +45,9 @@ def load(
     backend: auto, cuda, triton, cpu or torch; named, it runs or is an error.  dtype: float32, bfloat16, float16 (fp32, bf16, fp16), auto =
     bfloat16 on backend cuda, and on cpu where the processor multiplies it directly, else float32.  threads: processor threads, None = the
     backend's own number.  quantization: int8 for every matrix but the embedding and what is tied to it, dtype is then that of all else;
-    backend cpu.  heads: as engine.formats.heads.read_heads takes it, intersected with what the model keeps.  check: verify every digest of
-    an engine directory.  strict: refuse a key of the configuration that is on no list of the format, else a note.  config, options: what
-    a source needs beside its file.  What was guessed or not used stands in model.explain().notes.
+    backends cpu and triton.  heads: as engine.formats.heads.read_heads takes it, intersected with what the model keeps.  check: verify
+    every digest of an engine directory.  strict: refuse a key of the configuration that is on no list of the format, else a note.  config,
+    options: what a source needs beside its file.  What was guessed or not used stands in model.explain().notes.
     Raises an EngineError for anything wrong in the path, its files or the arguments.
     """
     limits = require_limits(dtype, device, threads, quantization)

@@ -11,21 +11,9 @@ import pytest
 
 import engine
 from engine.errors import CheckpointError, ConversionError, InputError
-from tests.support.command import headcount, nothing_written, refused, write_source
+from tests.support.command import headcount, nothing_written, refused
 
 pytest.importorskip("torch")
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return write_source(tmp_path / "source")
-
-
-@pytest.fixture
-def compact(source: Path, tmp_path: Path) -> Path:
-    """An engine directory."""
-    engine.convert(source, tmp_path / "compact")
-    return tmp_path / "compact"
 
 
 # --- heads

@@ -15,23 +15,11 @@ import engine
 from engine import checkpoint
 from engine.checkpoint.tensor_file import read_tensors, write_tensors
 from engine.errors import CheckpointError, ConversionError, EngineError, InputError, SpecMismatch
-from tests.support.command import SOURCE, headcount, nothing_written, refused, write_source
+from tests.support.command import SOURCE, headcount, nothing_written, refused
 
 torch = pytest.importorskip("torch")
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return write_source(tmp_path / "source")
-
-
-@pytest.fixture
-def compact(source: Path, tmp_path: Path) -> Path:
-    """An engine directory."""
-    engine.convert(source, tmp_path / "compact")
-    return tmp_path / "compact"
 
 
 def rewritten(path: Path, **changed: Any) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 from engine.errors import ConversionError, Problem
 from engine.formats.hugging_face.table import ARCHITECTURES
 
-SAY = "-o model_type=NAME (model_type=) says it"
+SAY = "-o model_type=NAME (model_type=) says"
 
 
 def model_type(config: Mapping[str, Any], options: Mapping[str, Any], names: Iterable[str], source: str, notes: list[str]) -> str:
@@ -19,14 +19,13 @@ def model_type(config: Mapping[str, Any], options: Mapping[str, Any], names: Ite
         notes.append(f"model_type: the option {said!r} replaces {given!r} of the configuration")
     if kind is None and config:
         kind = _told(config, list(names))
-        notes.extend(
-            [] if kind is None else [f"model_type {kind}: the configuration has none, names tell it; {SAY.replace('it', 'another')}"]
-        )
+        if kind is not None:
+            notes.append(f"model_type {kind}: the configuration has none, names tell it; {SAY} another")
     if isinstance(kind, str) and kind in ARCHITECTURES:
         return kind
     nothing = f"nothing: {'the configuration has none' if config else 'no config.json beside the file'}"
     found = repr(kind)[:60] if kind is not None else nothing
-    hint = "see the support table in README.md" if kind is not None or not config else SAY
+    hint = "see the support table in README.md" if kind is not None or not config else f"{SAY} it"
     where = "config model_type" if said is None else "option model_type"
     raise ConversionError(Problem(where, "one of " + ", ".join(ARCHITECTURES), found), source=source, hint=hint)
 
