@@ -203,6 +203,7 @@ def test_settings_are_put_over_a_tokenizer_json(tmp_path: Path) -> None:
         ("bert", {CONFIG: {"additional_special_tokens": "x"}}, "a list of tokens, found 'x'"),
         ("bert", {CONFIG: {"added_tokens_decoder": [1]}}, "added_tokens_decoder: expected an object"),
         ("bert", {ADDED: {"x": [1]}}, "added token 'x'"),
+        ("bert", {CONFIG: {"added_tokens_decoder": {"9" * 5000: {"content": "x"}}}}, "added token 'x'"),
         ("bert", {MAP: []}, "special_tokens_map.json: expected a JSON object"),
         ("gpt2", {"vocab.json": {"a": 0}, "merges.txt": "", CONFIG: {"add_bos_token": True}}, "bos_token: expected a token of the vocab"),
     ],

@@ -7,6 +7,7 @@ added_tokens.json, numbers of tokens behind the vocabulary.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ TOLD_AGAIN = {  # part of a tokenizer.json → its settings by their names in to
     "BertNormalizer": {"lowercase": "do_lower_case", "strip_accents": "strip_accents", "handle_chinese_chars": "tokenize_chinese_chars"},
     "ByteLevel": {"add_prefix_space": "add_prefix_space"},
 }
+NUMBER = re.compile(r"[0-9]{1,10}")  # int refuses thousands of digits with an error of its own
 Flags = dict[str, bool]
 Added = tuple[Any, Any, Flags]  # number, token, how it matches
 
@@ -78,7 +80,7 @@ def _added(files: SideFiles, told: Mapping[str, Any], special: Mapping[str, Any]
     rows: dict[str, Added] = {str(number): (number, token, {}) for token, number in plain.items()}
     for text, row in told.items():
         held = row if isinstance(row, dict) else {}
-        rows[text] = (int(text) if text.isdecimal() else text, held.get("content"), _flags(held))
+        rows[text] = (int(text) if NUMBER.fullmatch(text) else text, held.get("content"), _flags(held))
     named = [(number, token, {**flags, "special": True} if token in special else flags) for number, token, flags in rows.values()]
     return sorted(named, key=lambda row: row[0] if isinstance(row[0], int) else -1)
 
